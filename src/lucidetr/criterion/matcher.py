@@ -1,0 +1,66 @@
+"""The optimal matching of predictions and objects (DETR, section 3.1, equation 1)."""
+
+from dataclasses import fields
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from lucidetr.boxes import cxcywh_to_xyxy, giou
+from lucidetr.config import LossConfig
+from lucidetr.structures import Assignment, Batch, Predictions
+
+
+def matching_cost(
+    predictions: Predictions, batch: Batch, config: LossConfig
+) -> Float[Tensor, "layer batch query object"]:
+    """Return the cost of every pair: −probability of the object's class, L1 and −GIoU of the boxes.
+
+    Computed in float32 at least, whatever the model's precision; columns past an image's count mean nothing.
+    """
+    predictions = predictions.in_full_precision()
+    probability = predictions.logits.softmax(-1)
+    boxes = predictions.boxes_cxcywh[..., None, :]
+    objects = batch.boxes_cxcywh[None, :, None]
+    layers, _, queries, _ = predictions.logits.shape
+    labels = batch.labels[None, :, None].expand(layers, -1, queries, -1)
+    return (
+        -config.cost_class * probability.gather(-1, labels)
+        + config.cost_l1 * (boxes - objects).abs().sum(-1)
+        - config.cost_giou * giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(objects))
+    )
+
+
+@torch.no_grad()
+def match(predictions: Predictions, batch: Batch, config: LossConfig) -> Assignment:
+    """Return the cheapest one-to-one assignment for every layer and image.
+
+    Images are solved one by one, but their costs are computed together and copied to the host once. An image
+    with more objects than queries leaves some objects unmatched. A cost that is not finite is a
+    FloatingPointError that names the image.
+    """
+    cost = matching_cost(predictions, batch, config).cpu()
+    counts = batch.counts.tolist()
+    pairs: list[tuple[int, int, int, int]] = []
+    for image, count in enumerate(counts):
+        if not cost[:, image, :, :count].isfinite().all():
+            raise FloatingPointError(
+                f"the matching cost of image {batch.image_ids[image]} is not finite: {_blame(predictions, batch, image)}"
+            )
+        for layer in range(len(cost)):
+            queries, objects = linear_sum_assignment(cost[layer, image, :, :count].numpy())
+            pairs += [(layer, image, q, o) for q, o in zip(queries.tolist(), objects.tolist(), strict=True)]
+    columns = torch.tensor(pairs, dtype=torch.long).reshape(-1, 4).to(predictions.logits.device).unbind(1)
+    return Assignment(**{f.name: column for f, column in zip(fields(Assignment), columns, strict=True)})
+
+
+def _blame(predictions: Predictions, batch: Batch, image: int) -> str:
+    """Name the part of the cost that is not finite."""
+    parts = {
+        "the model's class logits": predictions.logits[:, image],
+        "the model's boxes": predictions.boxes_cxcywh[:, image],
+        "the image's object boxes": batch.boxes_cxcywh[image],
+    }
+    bad = [name for name, values in parts.items() if not values.isfinite().all()]
+    return f"{' and '.join(bad) or 'a sum overflowed; the values'} hold nan or infinity"

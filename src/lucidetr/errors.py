@@ -1,0 +1,19 @@
+"""The one error that a user's mistake raises: its message names the place, the value and the fix."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Say that something given by the user cannot be used; the command line prints it without a traceback."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a sentence that lists what is known and suggests the nearest spelling.
+
+    >>> did_you_mean("detr-r5", ["detr-r50", "detr-xs"])
+    'did you mean detr-r50? Known: detr-r50, detr-xs'
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    return (f"did you mean {near[0]}? " if near else "") + f"Known: {', '.join(known)}"

@@ -1,0 +1,21 @@
+"""The two-layer network that each token passes by itself (DETR, A.3)."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FeedForward(nn.Module):
+    """Widen each token to `hidden` channels, cut at zero, narrow again."""
+
+    def __init__(self, d_model: int, hidden: int, dropout: float):
+        super().__init__()
+        self.expand = nn.Linear(d_model, hidden)
+        self.contract = nn.Linear(hidden, d_model)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.xavier_uniform_(self.expand.weight)
+        nn.init.xavier_uniform_(self.contract.weight)
+
+    def forward(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
+        """Return contract(relu(expand(x)))."""
+        return self.contract(self.dropout(F.relu(self.expand(x))))

@@ -1,0 +1,65 @@
+"""2-D position encodings: where a token lies in its picture (DETR, A.4; Parmar et al. 2018).
+
+Half of the channels say how far down, half how far right. Both count in the picture without its padding.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lucidetr.errors import InputError
+
+
+class SinePosition(nn.Module):
+    """Encode each coordinate, stretched to 0…2π over the unpadded picture, in sines and cosines."""
+
+    def __init__(self, d_model: int, temperature: float = 10_000.0):
+        super().__init__()
+        self.channels = d_model // 2  # for each of the two axes
+        self.temperature = temperature
+
+    def forward(
+        self, padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
+    ) -> Float[Tensor, "batch d_model grid_h grid_w"]:
+        """Return the encoding of every cell, rows in the first half of the channels, columns in the second."""
+        inside = (~padding).to(dtype)
+        row = inside.cumsum(1)
+        column = inside.cumsum(2)
+        row = row / (row[:, -1:, :] + 1e-6) * 2 * math.pi
+        column = column / (column[:, :, -1:] + 1e-6) * 2 * math.pi
+        return torch.cat([self.waves(row), self.waves(column)], dim=1)
+
+    def waves(self, angle: Float[Tensor, "batch grid_h grid_w"]) -> Float[Tensor, "batch half grid_h grid_w"]:
+        """Return sin and cos in turn of the angle divided by slowly growing wavelengths."""
+        pair = torch.arange(0, self.channels, 2, device=angle.device, dtype=angle.dtype)
+        phase = angle[:, None] / (self.temperature ** (pair / self.channels))[:, None, None]
+        return torch.stack([phase.sin(), phase.cos()], dim=2).flatten(1, 2)
+
+
+class LearnedPosition(nn.Module):
+    """Learn one vector for each row and one for each column of the grid.
+
+    Padding lies to the right of and below the picture, so a cell of the picture has the same row and column
+    in every batch.
+    """
+
+    def __init__(self, d_model: int, table: int):
+        super().__init__()
+        self.row = nn.Parameter(torch.rand(table, d_model // 2))
+        self.column = nn.Parameter(torch.rand(table, d_model // 2))
+
+    def forward(
+        self, padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
+    ) -> Float[Tensor, "batch d_model grid_h grid_w"]:
+        """Return the encoding of every cell, rows in the first half of the channels, columns in the second."""
+        batch, grid_h, grid_w = padding.shape
+        if max(grid_h, grid_w) > len(self.row):
+            raise InputError(
+                f"a grid of {grid_h} × {grid_w} is larger than the learned position table of {len(self.row)}: "
+                f"set model.position_table to at least {max(grid_h, grid_w)}, or model.position to sine"
+            )
+        row = self.row[:grid_h, None].expand(-1, grid_w, -1)
+        column = self.column[None, :grid_w].expand(grid_h, -1, -1)
+        return torch.cat([row, column], dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1).to(dtype)

@@ -1,0 +1,108 @@
+"""The values that travel between the parts, as frozen dataclasses with their shapes.
+
+Axis names mean the same everywhere and are listed in docs/shapes.md.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lucidetr.boxes import xyxy_to_xywh
+from lucidetr.categories import Categories
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Hold the ground truth of one image: boxes in its own pixels and their labels 0…K−1."""
+
+    boxes_xyxy: Float[Tensor, "object 4"]
+    labels: Int[Tensor, " object"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Hold images of unequal size padded to one size, and their objects padded to one number.
+
+    `boxes_cxcywh` are fractions of each image before padding; entries past `counts` are zeros. `counts` stays on
+    the host, where the matching is solved; `sizes` are the original pictures' (height, width) in pixels.
+    """
+
+    images: Float[Tensor, "batch 3 height width"]
+    padding: Bool[Tensor, "batch height width"]  # True = padded
+    boxes_cxcywh: Float[Tensor, "batch object 4"]
+    labels: Int[Tensor, "batch object"]
+    counts: Int[Tensor, " batch"]
+    image_ids: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same batch with images and objects on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("images", "padding", "boxes_cxcywh", "labels")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Hold what the heads say after every decoder layer; the last layer is the answer, the others are supervised.
+
+    `logits` end with the slot for no object. `boxes_cxcywh` are fractions of the unpadded image.
+    """
+
+    logits: Float[Tensor, "layer batch query category"]
+    boxes_cxcywh: Float[Tensor, "layer batch query 4"]
+
+    def in_full_precision(self) -> "Predictions":
+        """Return the same values in float32, or in float64 where they are that already."""
+        dtype = torch.promote_types(self.logits.dtype, torch.float32)
+        return Predictions(logits=self.logits.to(dtype), boxes_cxcywh=self.boxes_cxcywh.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """List every matched pair of all layers and images: `query[i]` of `image[i]` in `layer[i]` has `object[i]`."""
+
+    layer: Int[Tensor, " match"]
+    image: Int[Tensor, " match"]
+    query: Int[Tensor, " match"]
+    object: Int[Tensor, " match"]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Hold the boxes found in one picture, in its own pixels, best score first."""
+
+    boxes_xyxy: Float[Tensor, "detection 4"]
+    scores: Float[Tensor, " detection"]
+    labels: Int[Tensor, " detection"]
+    categories: Categories
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def names(self) -> list[str]:
+        """Return the user's category name of each detection."""
+        return [self.categories.names[label] for label in self.labels.tolist()]
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Return the user's category id of each detection."""
+        return [self.categories.ids[label] for label in self.labels.tolist()]
+
+    def above(self, threshold: float) -> "Detections":
+        """Return only the detections whose score is at least `threshold`."""
+        keep = self.scores >= threshold
+        return replace(self, boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], labels=self.labels[keep])
+
+    def to_coco(self, image_id: int) -> list[dict]:
+        """Return the detections as entries of a COCO results file, with the user's own category ids."""
+        rows = zip(xyxy_to_xywh(self.boxes_xyxy).tolist(), self.scores.tolist(), self.category_ids, strict=True)
+        return [
+            {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+            for box, score, category_id in rows
+        ]
