@@ -146,6 +146,8 @@ class TrainConfig:
     val_images: str = ""
     val_fraction: float = 0.2
     """Share of the training images set aside when the data has no validation split."""
+    bad_boxes: Literal["refuse", "drop"] = "refuse"
+    """drop: leave out boxes without area and cut boxes over the picture's edge, instead of refusing the file."""
     out: str = ""
     """Folder of this run."""
     epochs: float = 0.0

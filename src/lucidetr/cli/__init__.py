@@ -1,0 +1,54 @@
+"""The command line: one file for each verb, imported only when its verb runs, so that --help answers at once."""
+
+import sys
+from importlib import import_module
+
+from lucidetr.errors import InputError, did_you_mean
+
+USAGE = """\
+lucidetr: DETR from scratch that you can read, train on one machine, and look inside
+
+  lucidetr demo                                  train on generated scenes, evaluate, draw (minutes)
+  lucidetr train RECIPE --data DATA --out RUN    train a detector (--epochs, --steps or --minutes)
+  lucidetr eval RUN --data DATA --split val      COCO's twelve numbers, and AP by category
+  lucidetr predict RUN PICTURE|FOLDER … --out DIR
+                                                 draw what it finds, write detections.json
+  lucidetr data write generated:digits DIR       write generated scenes as a COCO folder
+  lucidetr recipes                               the named models and their sizes
+
+DATA is a folder with COCO json files and images, or generated:digits.
+`lucidetr VERB --help` lists every option; any setting of a recipe can be changed: --model.num-queries 50
+"""
+
+VERBS = {
+    "demo": "lucidetr.cli.demo",
+    "train": "lucidetr.cli.train",
+    "eval": "lucidetr.cli.evaluate",
+    "predict": "lucidetr.cli.predict",
+    "data": "lucidetr.cli.data",
+    "recipes": "lucidetr.cli.recipes",
+}
+
+
+def main() -> None:
+    """Run the verb given on the command line; a user's mistake is one line on standard error and exit status 2."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return
+    verb, *rest = arguments
+    try:
+        if verb == "--version":
+            from importlib.metadata import version
+
+            print(version("lucidetr"))
+        elif verb in VERBS:
+            import_module(VERBS[verb]).run(rest)
+        else:
+            raise InputError(f"unknown verb {verb}: {did_you_mean(verb, VERBS)}")
+    except InputError as error:
+        print(f"lucidetr: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("lucidetr: stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Images with boxes in: readers, generated scenes, transforms, batches."""

@@ -1,0 +1,101 @@
+"""The boxes of a whole split as flat arrays: small, quick to index, and shared by worker processes for free."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lucidetr.categories import Categories
+from lucidetr.structures import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Hold images and objects of one split; the objects of image i are rows starts[i] … starts[i+1] − 1.
+
+    Boxes keep the file's own numbers (left, top, width, height in pixels, float64), so that evaluation compares
+    with exactly what the user wrote. Crowd boxes are regions to ignore, not objects to find.
+    """
+
+    categories: Categories
+    folder: Path
+    image_ids: np.ndarray  # int64 [image]
+    file_names: np.ndarray  # str [image], relative to folder
+    sizes: np.ndarray  # int64 [image, 2] height, width
+    starts: np.ndarray  # int64 [image + 1]
+    annotation_ids: np.ndarray  # int64 [object]
+    boxes_xywh: np.ndarray  # float64 [object, 4]
+    labels: np.ndarray  # int64 [object] 0…K−1
+    areas: np.ndarray  # float64 [object] decides small, medium or large in evaluation
+    crowd: np.ndarray  # bool [object]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def rows(self, index: int) -> slice:
+        """Return where the objects of image `index` stand."""
+        return slice(int(self.starts[index]), int(self.starts[index + 1]))
+
+    def target(self, index: int) -> Target:
+        """Return what is to be found in image `index`: its boxes cut to the picture, crowds left out."""
+        rows = self.rows(index)
+        keep = ~self.crowd[rows]
+        low = self.boxes_xywh[rows][keep, :2]
+        high = low + self.boxes_xywh[rows][keep, 2:]
+        width_height = self.sizes[index, ::-1]
+        corners = np.concatenate([low.clip(0, width_height), high.clip(0, width_height)], axis=1)
+        return Target(
+            boxes_xyxy=torch.from_numpy(corners.astype(np.float32)),
+            labels=torch.from_numpy(self.labels[rows][keep]),
+        )
+
+    def objects_per_image(self) -> np.ndarray:
+        """Return how many objects each image has, crowds left out."""
+        ends = np.concatenate([[0], np.cumsum(~self.crowd)])
+        return ends[self.starts[1:]] - ends[self.starts[:-1]]
+
+    def subset(self, indices: np.ndarray) -> "Annotations":
+        """Return the annotations of some images, in the given order."""
+        rows = [np.arange(self.starts[i], self.starts[i + 1]) for i in indices]
+        flat = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+        return replace(
+            self,
+            image_ids=self.image_ids[indices],
+            file_names=self.file_names[indices],
+            sizes=self.sizes[indices],
+            starts=np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64),
+            annotation_ids=self.annotation_ids[flat],
+            boxes_xywh=self.boxes_xywh[flat],
+            labels=self.labels[flat],
+            areas=self.areas[flat],
+            crowd=self.crowd[flat],
+        )
+
+    def to_coco(self) -> dict:
+        """Return the content of a COCO file, with the user's own image, annotation and category ids."""
+        image_of_row = np.repeat(self.image_ids, np.diff(self.starts)).tolist()
+        category_ids = np.array(self.categories.ids, dtype=np.int64)[self.labels].tolist()
+        return {
+            "images": [
+                {"id": i, "file_name": str(name), "height": height, "width": width}
+                for i, name, (height, width) in zip(
+                    self.image_ids.tolist(), self.file_names, self.sizes.tolist(), strict=True
+                )
+            ],
+            "annotations": [
+                {"id": a, "image_id": i, "category_id": c, "bbox": box, "area": area, "iscrowd": int(crowd)}
+                for a, i, c, box, area, crowd in zip(
+                    self.annotation_ids.tolist(),
+                    image_of_row,
+                    category_ids,
+                    self.boxes_xywh.tolist(),
+                    self.areas.tolist(),
+                    self.crowd.tolist(),
+                    strict=True,
+                )
+            ],
+            "categories": [
+                {"id": i, "name": name} for i, name in zip(self.categories.ids, self.categories.names, strict=True)
+            ],
+        }

@@ -1,0 +1,112 @@
+"""The order of samples and the batches of a run, both a function of seed and position alone.
+
+Sample number p of a run is number p % n of epoch p // n. Nothing is remembered from step to step, so a run that
+is taken up again in the middle sees the same samples, and so does any number of machines.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from lucidetr.config import ImageConfig
+from lucidetr.data.dataset import Dataset
+from lucidetr.data.preprocessing import Sample, make_batch, resize, resized_size
+from lucidetr.data.transforms import Augmentation
+from lucidetr.structures import Batch, Target
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of the samples in one epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Return the seed of every random draw about one sample in one epoch."""
+    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
+
+
+def step_samples(count: int, seed: int, step: int, batch: int) -> list[tuple[int, int]]:
+    """Return (epoch, index) of the samples of one optimiser step.
+
+    >>> both = step_samples(4, seed=0, step=0, batch=2) + step_samples(4, seed=0, step=1, batch=2)
+    >>> sorted(index for epoch, index in both)
+    [0, 1, 2, 3]
+    """
+    positions = range(step * batch, (step + 1) * batch)
+    return [(p // count, int(epoch_order(count, seed, p // count)[p % count])) for p in positions]
+
+
+def fixed_sample(dataset: Dataset, images: ImageConfig, index: int) -> Sample:
+    """Return one image resized as the config says, its boxes with it, nothing at random."""
+    image, target = dataset.image(index), dataset.annotations.target(index)
+    height, width = image.shape[-2:]
+    new_height, new_width = resized_size(height, width, images)
+    stretch = torch.tensor([new_width / width, new_height / height]).repeat(2)
+    resized = Target(boxes_xyxy=target.boxes_xyxy * stretch, labels=target.labels)
+    image_id = int(dataset.annotations.image_ids[index])
+    return Sample(resize(image, (new_height, new_width)), resized, image_id, (height, width))
+
+
+class _Steps(TorchDataset):
+    """Make the batches of optimiser step `step`: what a worker process is asked for."""
+
+    def __init__(self, dataset: Dataset, images: ImageConfig, augmentation: Augmentation | None, seed: int, cut: tuple):
+        self.dataset, self.images, self.augmentation, self.seed = dataset, images, augmentation, seed
+        self.batch, self.micro_batch = cut
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        samples = [self.sample(*each) for each in step_samples(len(self.dataset), self.seed, step, self.batch)]
+        parts = range(0, self.batch, self.micro_batch)
+        return [make_batch(samples[at : at + self.micro_batch], self.images) for at in parts]
+
+    def sample(self, epoch: int, index: int) -> Sample:
+        """Return one augmented sample."""
+        if self.augmentation is None:
+            return fixed_sample(self.dataset, self.images, index)
+        image, annotations = self.dataset.image(index), self.dataset.annotations
+        seed = sample_seed(self.seed, epoch, index)
+        changed, target = self.augmentation(image, annotations.target(index), seed)
+        height, width = image.shape[-2:]
+        return Sample(changed, target, int(annotations.image_ids[index]), (height, width))
+
+
+def training_steps(
+    dataset: Dataset,
+    images: ImageConfig,
+    augmentation: Augmentation | None,
+    *,
+    seed: int,
+    batch: int,
+    micro_batch: int,
+    start: int = 0,
+    workers: int = 0,
+) -> Iterator[list[Batch]]:
+    """Yield the batches of each optimiser step from `start` on, without end, each step as parts of `micro_batch`."""
+    steps = _Steps(dataset, images, augmentation, seed, (batch, micro_batch))
+    numbers = _CountFrom(start)
+    return iter(DataLoader(steps, batch_size=None, sampler=numbers, num_workers=workers))
+
+
+class _CountFrom:
+    """Count upwards without end; the loader's workers take the numbers in turn and deliver them in order."""
+
+    def __init__(self, start: int):
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.start
+        while True:
+            yield step
+            step += 1
+
+
+def evaluation_batches(dataset: Dataset, images: ImageConfig, batch: int) -> Iterator[Batch]:
+    """Yield every image once, in order, resized and nothing else."""
+    for start in range(0, len(dataset), batch):
+        indices = range(start, min(start + batch, len(dataset)))
+        yield make_batch([fixed_sample(dataset, images, index) for index in indices], images)

@@ -1,0 +1,298 @@
+"""COCO annotation files: a strict reader, a writer, and the search for them in a folder."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lucidetr.categories import Categories
+from lucidetr.data.annotations import Annotations
+from lucidetr.errors import InputError
+
+BadBoxes = Literal["refuse", "drop"]
+SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
+EDGE_TOLERANCE = 2.0  # pixels that a box may reach over the picture's edge: rounding in labelling tools
+SHOWN = 10  # faults listed in one message
+
+
+def read_coco(path: Path, images: Path, bad_boxes: BadBoxes = "refuse") -> Annotations:
+    """Read one COCO file whose pictures lie in the folder `images`.
+
+    Everything that cannot be trained on is an InputError that names the file, the id, the value and what to do.
+    With `bad_boxes="drop"`, boxes without area are left out and boxes over the edge are cut.
+    """
+    content = _load_json(path)
+    categories = _categories(path, content["categories"])
+    image_ids, names, sizes = _images(path, images, content["images"])
+    annotations = content["annotations"]
+    ids, owners, kinds = (_integers(path, annotations, key) for key in ("id", "image_id", "category_id"))
+    _refuse_duplicates(path, "annotation", ids)
+    image_rows = _positions(path, owners, image_ids, ids, "image_id")
+    labels = _positions(path, kinds, np.array(categories.ids, dtype=np.int64), ids, "category_id")
+    boxes = _boxes(path, annotations)
+    areas = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=np.float64)
+    crowd = np.array([a.get("iscrowd", 0) == 1 for a in annotations], dtype=bool)
+
+    boxes, keep = _check_boxes(path, boxes, ids, sizes[image_rows], names[image_rows], bad_boxes)
+    order = np.flatnonzero(keep)[np.argsort(image_rows[keep], kind="stable")]
+    counts = np.bincount(image_rows[order], minlength=len(image_ids))
+    return Annotations(
+        categories=categories,
+        folder=images,
+        image_ids=image_ids,
+        file_names=names,
+        sizes=sizes,
+        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        annotation_ids=ids[order],
+        boxes_xywh=boxes[order],
+        labels=labels[order],
+        areas=areas[order],
+        crowd=crowd[order],
+    )
+
+
+def write_coco(annotations: Annotations, path: Path) -> None:
+    """Write a COCO annotation file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(annotations.to_coco()))
+
+
+def find_coco(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Find the annotation file and image folder of each split below `folder`: {"train": (json, images), …}.
+
+    Known layouts: annotations/NAME.json beside image folders (COCO itself, with instances_ before the name),
+    NAME.json in the folder, and SPLIT/_annotations.coco.json beside that split's images. A lone file without a
+    split's name counts as the training split.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give --data the folder that holds your images and COCO json files")
+    candidates = sorted(
+        {*folder.glob("annotations/*.json"), *folder.glob("*.json"), *folder.glob("*/_annotations*.json")}
+    )
+    if any(path.stem.startswith("instances") for path in candidates):  # COCO also ships captions and key points
+        candidates = [path for path in candidates if path.stem.startswith("instances")]
+    if not candidates:
+        raise InputError(
+            f"{folder}: no COCO json found in {folder}/annotations, {folder} or its sub-folders; "
+            "give the files with --train-json and --train-images"
+        )
+    found: dict[str, list[Path]] = {}
+    for path in candidates:
+        found.setdefault(_split_of(path) or ("train" if len(candidates) == 1 else ""), []).append(path)
+    splits = {}
+    for split, paths in found.items():
+        if len(paths) > 1 and split:
+            listed = ", ".join(str(path) for path in paths)
+            raise InputError(
+                f"{folder}: more than one file for the split {split}: {listed}; choose with --{split}-json"
+            )
+        if split:
+            splits[split] = (paths[0], image_folder_of(paths[0], folder))
+    if "train" not in splits and "val" not in splits and "test" not in splits:
+        listed = ", ".join(path.name for path in candidates)
+        raise InputError(f"{folder}: none of {listed} has train, val or test in its name; choose with --train-json")
+    return splits
+
+
+def _split_of(path: Path) -> str | None:
+    """Return the split that a file's name speaks of; a Roboflow file is named by its folder."""
+    word = path.parent.name if path.stem.startswith("_annotations") else path.stem
+    parts = re.split(r"[^a-z]+", word.lower())  # instances_train2017 → instances, train
+    return next((split for split, words in SPLIT_WORDS.items() if any(w in parts for w in words)), None)
+
+
+def image_folder_of(path: Path, folder: Path) -> Path:
+    """Find the folder that the file's first image lies in, looking where data sets keep their images."""
+    content = _load_json(path)
+    if not content["images"]:
+        return folder
+    first = content["images"][0].get("file_name", "")
+    word = re.sub(r"^instances_", "", path.stem)
+    split = _split_of(path) or ""
+    names = [word, split, *SPLIT_WORDS.get(split, ()), "images", f"images/{word}", f"images/{split}", "."]
+    places = [path.parent] + [root / name for root in (folder, path.parent) for name in names if name]
+    for place in places:
+        if (place / first).is_file():
+            return place
+    tried = ", ".join(dict.fromkeys(str(place) for place in places))
+    raise InputError(
+        f"{path}: its first image {first} is in none of {tried}; give the folder with --{split or 'train'}-images"
+    )
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    """Read a file and check that it has the three lists of a COCO file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not a readable JSON text ({type(error).__name__})") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise InputError(
+                f"{path}: not a COCO file: it has no list {key!r}; "
+                "COCO files hold the lists images, annotations and categories"
+            )
+        for index, item in enumerate(content[key]):
+            if not isinstance(item, dict):
+                raise InputError(f"{path}: {key}[{index}] is {item!r}; expected an object with fields")
+    return content
+
+
+def _refuse_constant(word: str) -> None:
+    raise InputError(f"the file holds the value {word}, which JSON does not know; replace it by a number")
+
+
+def _integers(path: Path, items: list[dict], key: str) -> np.ndarray:
+    """Return one integer field of all items."""
+    try:
+        values = [item[key] for item in items]
+    except KeyError:
+        index = next(i for i, item in enumerate(items) if key not in item)
+        raise InputError(f"{path}: entry {index} ({_short(items[index])}) has no field {key!r}") from None
+    for index, value in enumerate(values):
+        if type(value) is not int or abs(value) >= 2**63:
+            raise InputError(f"{path}: entry {index} ({_short(items[index])}): {key} = {value!r}; expected an integer")
+    return np.array(values, dtype=np.int64)
+
+
+def _short(item: dict) -> str:
+    text = json.dumps(item)
+    return text if len(text) <= 120 else text[:117] + "…"
+
+
+def _categories(path: Path, items: list[dict]) -> Categories:
+    """Return the categories in the file's order of ids."""
+    ids = _integers(path, items, "id")
+    names = []
+    for item in items:
+        if not isinstance(item.get("name"), str) or not item["name"]:
+            raise InputError(f"{path}: category {item['id']} has no name; give each category a text as name")
+        names.append(item["name"])
+    if not names:
+        raise InputError(f"{path}: the list of categories is empty; name at least one")
+    order = np.argsort(ids, kind="stable")
+    try:
+        return Categories(ids=tuple(ids[order].tolist()), names=tuple(names[i] for i in order))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _images(path: Path, folder: Path, items: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return ids, file names and sizes (height, width) of the images; each file must be there."""
+    if not items:
+        raise InputError(f"{path}: the list of images is empty")
+    ids = _integers(path, items, "id")
+    _refuse_duplicates(path, "image", ids)
+    sizes = np.stack([_integers(path, items, "height"), _integers(path, items, "width")], axis=1)
+    for item in items:
+        name = item.get("file_name")
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise InputError(f"{path}: image {item['id']} has the file_name {name!r}; expected a path")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"{path}: image {item['id']}: {name} leads out of {folder}; use paths inside that folder")
+    if (sizes < 1).any():
+        row = int(np.flatnonzero((sizes < 1).any(1))[0])
+        raise InputError(
+            f"{path}: image {ids[row]} has height × width {sizes[row, 0]} × {sizes[row, 1]}; expected at least 1"
+        )
+    missing = [item["file_name"] for item in items if not (folder / item["file_name"]).is_file()]
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} of {len(items)} image files are missing in {folder}: "
+            f"{_listing(missing)}; put them there, or take their entries out of the file"
+        )
+    return ids, np.array([item["file_name"] for item in items]), sizes
+
+
+def _listing(things: list[str]) -> str:
+    rest = len(things) - SHOWN
+    return ", ".join(things[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
+    values, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        twice = _listing([str(v) for v in values[counts > 1]])
+        raise InputError(f"{path}: {what} ids used more than once: {twice}; give each {what} its own id")
+
+
+def _positions(path: Path, values: np.ndarray, known: np.ndarray, ids: np.ndarray, field: str) -> np.ndarray:
+    """Return where each value stands in `known`; an unknown one is an InputError naming the annotation."""
+    order = np.argsort(known, kind="stable")
+    place = np.searchsorted(known[order], values).clip(max=len(known) - 1)
+    positions = order[place]
+    wrong = np.flatnonzero(known[positions] != values)
+    if len(wrong):
+        bad = _listing([f"annotation {ids[i]} has {field} {values[i]}" for i in wrong])
+        raise InputError(f"{path}: {bad}, which the file does not define; correct the id or add the entry")
+    return positions
+
+
+def _boxes(path: Path, annotations: list[dict]) -> np.ndarray:
+    """Return all boxes as float64 [object, 4]; anything but four numbers is an InputError."""
+    for annotation in annotations:
+        box = annotation.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or any(type(v) not in (int, float) for v in box):
+            raise InputError(
+                f"{path}: annotation {annotation['id']} has bbox {box!r}; expected [left, top, width, height] in pixels"
+            )
+    return np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+
+
+def _check_boxes(
+    path: Path, boxes: np.ndarray, ids: np.ndarray, sizes: np.ndarray, names: np.ndarray, policy: BadBoxes
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes (cut to the picture under "drop") and which to keep; under "refuse" list every fault."""
+    faults = list(_box_faults(boxes, sizes))
+    if faults and policy == "refuse":
+        listed = "; ".join(
+            f"annotation {ids[i]} in {names[i]}: bbox {boxes[i].tolist()} {what}" for i, what in faults[:SHOWN]
+        )
+        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        looks = _corner_hint(boxes, sizes)
+        raise InputError(
+            f"{path}: {len(faults)} of {len(boxes)} boxes cannot be used: {listed}{more}. {looks}"
+            "Correct them, or use --bad-boxes drop to leave out those without area and cut those over the edge"
+        )
+    keep = np.ones(len(boxes), dtype=bool)
+    for i, _ in faults:
+        height, width = sizes[i]
+        low = np.nan_to_num(boxes[i, :2]).clip(0, (width, height))
+        high = np.nan_to_num(boxes[i, :2] + boxes[i, 2:]).clip(0, (width, height))
+        keep[i] = np.isfinite(boxes[i]).all() and (high > low).all()
+        if keep[i]:
+            boxes[i] = [*low, *(high - low)]
+    return boxes, keep
+
+
+def _box_faults(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, str]]:
+    """Yield the row and the fault of every box that is no box or not in its picture."""
+    height, width = sizes[:, 0], sizes[:, 1]
+    high = boxes[:, :2] + boxes[:, 2:]
+    over = np.stack([-boxes[:, 0], -boxes[:, 1], high[:, 0] - width, high[:, 1] - height], axis=1)
+    finite = np.isfinite(boxes).all(1)
+    empty = (boxes[:, 2:] <= 0).any(1)
+    outside = (over > EDGE_TOLERANCE).any(1)
+    for row in np.flatnonzero(~finite | empty | outside).tolist():
+        if not finite[row]:
+            yield row, "is not finite"
+        elif empty[row]:
+            yield row, "has no area (width and height must be above 0)"
+        else:
+            yield row, f"reaches {over[row].max():g} pixels outside the {width[row]} × {height[row]} picture"
+
+
+def _corner_hint(boxes: np.ndarray, sizes: np.ndarray) -> str:
+    """Return a sentence when the boxes make sense as corners and not as [left, top, width, height]."""
+    as_corners = (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes[:, 2:] <= sizes[:, ::-1] + EDGE_TOLERANCE).all(1)
+    too_large = ((boxes[:, :2] + boxes[:, 2:]) > sizes[:, ::-1] + EDGE_TOLERANCE).any(1)
+    if as_corners.all() and too_large.mean() > 0.3:
+        return "All of them fit as corners [left, top, right, bottom]: COCO wants [left, top, width, height]. "
+    return ""

@@ -1,0 +1,134 @@
+"""A split of images with boxes, wherever its pixels come from, and how a training run gets its two splits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from lucidetr.config import TrainConfig
+from lucidetr.data import digits
+from lucidetr.data.annotations import Annotations
+from lucidetr.data.coco import BadBoxes, find_coco, image_folder_of, read_coco
+from lucidetr.data.decoding import read_image
+from lucidetr.errors import InputError, did_you_mean
+
+Pixels = Callable[[int], UInt8[Tensor, "3 height width"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Hold the boxes of a split and the way to its pixels; decoded images stay in memory once `keep` is called."""
+
+    name: str
+    annotations: Annotations
+    read: Pixels
+    kept: dict[int, UInt8[Tensor, "3 height width"]] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def image(self, index: int) -> UInt8[Tensor, "3 height width"]:
+        """Return the pixels of image `index`; a size that the annotations do not state is an InputError."""
+        if self.kept is not None and index in self.kept:
+            return self.kept[index]
+        image = self.read(index)
+        stated = tuple(self.annotations.sizes[index].tolist())
+        if tuple(image.shape[1:]) != stated:
+            name, (height, width) = self.annotations.file_names[index], image.shape[1:]
+            turned = " (turned by its EXIF note)" if (width, height) == stated else ""
+            raise InputError(
+                f"{self.annotations.folder / name}: image {self.annotations.image_ids[index]} is "
+                f"{width} × {height} pixels{turned}, the annotations say {stated[1]} × {stated[0]}: "
+                "correct width and height, or replace the picture"
+            )
+        if self.kept is not None:
+            self.kept[index] = image
+        return image
+
+    def keep(self, gigabytes: float) -> "Dataset":
+        """Return the same split, its decoded images staying in memory if all fit into `gigabytes`."""
+        need = float(self.annotations.sizes.prod(1).sum()) * 3 / 1e9
+        return replace(self, kept={}) if need <= gigabytes and self.kept is None else self
+
+    def subset(self, indices: np.ndarray, name: str) -> "Dataset":
+        """Return some of the images, in the given order."""
+        chosen = indices.tolist()
+        return Dataset(name, self.annotations.subset(indices), lambda index: self.image(chosen[index]))
+
+
+def open_dataset(source: str, split: str, bad_boxes: BadBoxes = "refuse") -> Dataset:
+    """Open one split of a folder or of a generated set."""
+    if source.startswith("generated:"):
+        return _open_digits(source, split)
+    splits = find_coco(Path(source))
+    if split not in splits:
+        raise InputError(f"{source} has no split {split}: {did_you_mean(split, splits)}")
+    return open_coco(*splits[split], bad_boxes)
+
+
+def open_coco(path: Path, images: Path, bad_boxes: BadBoxes = "refuse") -> Dataset:
+    """Open one COCO file and its image folder."""
+    annotations = read_coco(path, images, bad_boxes)
+    return Dataset(str(path), annotations, lambda index: read_image(images / str(annotations.file_names[index])))
+
+
+def _open_digits(source: str, split: str) -> Dataset:
+    scenes = digits.DigitScenes(digits.parse(source), split)
+    return Dataset(f"{source} {split}", scenes.annotations(), scenes.picture)
+
+
+def has_split(source: str, split: str) -> bool:
+    """Say whether a folder or generated set comes with that split."""
+    return split in digits.SPLITS if source.startswith("generated:") else split in find_coco(Path(source))
+
+
+def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]]:
+    """Return the training and the validation split, and a sentence for everything worth knowing about them."""
+    notes = []
+    if config.train_json:
+        train = _open_explicit(config.train_json, config.train_images, config)
+    elif config.data:
+        train = open_dataset(config.data, "train", config.bad_boxes)
+    else:
+        raise InputError("no data: give --data FOLDER, --data generated:digits, or --train-json and --train-images")
+    if config.overfit:
+        few = train.subset(np.arange(min(config.overfit, len(train))), f"{train.name}, first {config.overfit}")
+        few = few.keep(config.cache_gb)
+        return few, few, [f"overfitting {len(few)} images: evaluated on the same images, no augmentation"]
+    if config.val_json:
+        val = _open_explicit(config.val_json, config.val_images, config)
+    elif config.data and has_split(config.data, "val"):
+        val = open_dataset(config.data, "val", config.bad_boxes)
+    else:
+        train, val = set_aside(train, config.val_fraction, config.seed)
+        notes.append(
+            f"no validation split: {len(val)} of {len(val) + len(train)} training images set aside at random "
+            f"(--val-fraction {config.val_fraction:g}, --seed {config.seed})"
+        )
+    if train.annotations.categories != val.annotations.categories:
+        raise InputError(
+            f"{train.name} and {val.name} have different categories: "
+            f"{train.annotations.categories} against {val.annotations.categories}; give both the same list"
+        )
+    return train.keep(config.cache_gb), val.keep(config.cache_gb), notes
+
+
+def _open_explicit(path: str, images: str, config: TrainConfig) -> Dataset:
+    file = Path(path)
+    folder = Path(images) if images else image_folder_of(file, file.parent)
+    return open_coco(file, folder, config.bad_boxes)
+
+
+def set_aside(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Split at random into training and validation images; the same seed gives the same split."""
+    if not 0 < fraction < 1:
+        raise InputError(f"--val-fraction {fraction}: choose a share between 0 and 1")
+    if len(dataset) < 2:
+        raise InputError(f"{dataset.name}: {len(dataset)} image cannot be split; give a validation set or more images")
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    count = min(max(round(fraction * len(dataset)), 1), len(dataset) - 1)
+    val, train = np.sort(order[:count]), np.sort(order[count:])
+    return dataset.subset(train, f"{dataset.name}, rest"), dataset.subset(val, f"{dataset.name}, set aside")

@@ -1,0 +1,171 @@
+"""Generated scenes: real handwritten digits over crops of real photographs, from scikit-learn, no download.
+
+The default set is fixed, because figures are compared on it. Image i of a split depends on nothing but the
+parameters, the split and i.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from lucidetr.categories import Categories
+from lucidetr.data.annotations import Annotations
+from lucidetr.errors import InputError, did_you_mean
+
+NAME = "generated:digits"
+SPLITS = {"train": 0, "val": 1}
+SOURCE_DIGITS = {"train": (0, 1200), "val": (1200, 1797)}  # no writer's digit is in both
+CATEGORIES = Categories(ids=tuple(range(10)), names=tuple("0123456789"))
+CROP_SIDES = (128, 400)
+BRIGHTNESS = 0.6
+COLOURS = (120, 255)
+BOX_ALPHA = 0.3  # a digit's box holds its pixels above this
+PLACEMENT_TRIES = 100
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """Set the scenes: side in pixels, digits per image, their sides, and how many images."""
+
+    size: int = 128
+    objects: tuple[int, int] = (1, 8)
+    digit: tuple[int, int] = (14, 47)
+    train: int = 4000
+    val: int = 500
+    seed: int = 0
+
+
+def parse(text: str) -> DigitsConfig:
+    """Return the config that a name such as generated:digits?size=256&objects=5-60 stands for.
+
+    >>> parse("generated:digits?objects=5-60").objects
+    (5, 60)
+    """
+    name, _, query = text.partition("?")
+    if name != NAME:
+        raise InputError(f"{text}: unknown generated data; known: {NAME}")
+    defaults, values = DigitsConfig(), {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if not hasattr(defaults, key):
+            raise InputError(f"{text}: unknown parameter {key}: {did_you_mean(key, vars(defaults))}")
+        low, _, high = value.partition("-")
+        if not low.isdigit() or (high and not high.isdigit()):
+            raise InputError(f"{text}: {key} = {value!r}; expected a number, or a range such as 5-60")
+        pair = isinstance(getattr(defaults, key), tuple)
+        if high and not pair:
+            raise InputError(f"{text}: {key} = {value!r}; expected one number")
+        values[key] = (int(low), int(high or low)) if pair else int(low)
+    config = DigitsConfig(**values)
+    low, high = config.digit
+    if not (8 <= low <= high <= config.size) or config.size > 2048:
+        raise InputError(f"{text}: digits of {low}…{high} pixels in a picture of {config.size} (at most 2048)")
+    if not 0 <= config.objects[0] <= config.objects[1] or config.train < 1 or config.val < 1:
+        raise InputError(f"{text}: objects={config.objects}, train={config.train}, val={config.val} is no data set")
+    return config
+
+
+@functools.cache
+def _source() -> tuple[UInt8[Tensor, "2 3 427 640"], Tensor, np.ndarray]:
+    """Return the two photographs, the 1,797 digits in 0…1 and their classes."""
+    from sklearn.datasets import load_digits, load_sample_images
+
+    photos = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)
+    digits = load_digits()
+    return photos, torch.from_numpy(digits.images).float() / 16, digits.target
+
+
+class DigitScenes:
+    """Draw scene `index` of a split: pixels and boxes."""
+
+    def __init__(self, config: DigitsConfig, split: str):
+        if split not in SPLITS:
+            raise InputError(f"{NAME} has no split {split}: {did_you_mean(split, SPLITS)}")
+        self.config, self.split = config, split
+
+    def __len__(self) -> int:
+        return self.config.train if self.split == "train" else self.config.val
+
+    def draw(self, index: int) -> tuple[UInt8[Tensor, "3 size size"], np.ndarray, np.ndarray]:
+        """Return picture, boxes [object, 4] as left, top, width, height, and labels.
+
+        A crowded scene may end up with fewer digits than drawn for it: a digit that finds no free place after
+        100 tries is left out.
+        """
+        config = self.config
+        random = np.random.default_rng([config.seed, SPLITS[self.split], index])
+        _, digits, classes = _source()
+        scene = self._background(random)
+        boxes, labels, taken = [], [], np.zeros((0, 4))
+        for _ in range(random.integers(config.objects[0], config.objects[1] + 1)):
+            side = int(random.integers(config.digit[0], config.digit[1] + 1))
+            which = int(random.integers(*SOURCE_DIGITS[self.split]))
+            colour = torch.from_numpy(random.integers(COLOURS[0], COLOURS[1] + 1, 3)).float()
+            place = self._free_place(random, side, taken)
+            if place is None:
+                continue
+            left, top = place
+            taken = np.concatenate([taken, [[left, top, left + side, top + side]]])
+            alpha = F.interpolate(digits[which][None, None], (side, side), mode="bilinear")[0, 0]
+            window = scene[:, top : top + side, left : left + side]
+            window += alpha * (colour[:, None, None] - window)
+            ink = (alpha > BOX_ALPHA).nonzero()
+            (y0, x0), (y1, x1) = ink.amin(0).tolist(), (ink.amax(0) + 1).tolist()
+            boxes.append([left + x0, top + y0, x1 - x0, y1 - y0])
+            labels.append(classes[which])
+        picture = scene.round().clamp(0, 255).to(torch.uint8)
+        return picture, np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(labels, dtype=np.int64)
+
+    def picture(self, index: int) -> UInt8[Tensor, "3 size size"]:
+        """Return the pixels of scene `index`."""
+        return self.draw(index)[0]
+
+    def _background(self, random: np.random.Generator) -> Tensor:
+        """Return a darkened random crop of one of the photographs."""
+        photo = _source()[0][int(random.integers(2))]
+        side = int(random.integers(CROP_SIDES[0], CROP_SIDES[1] + 1))
+        top = int(random.integers(photo.shape[1] - side + 1))
+        left = int(random.integers(photo.shape[2] - side + 1))
+        crop = photo[None, :, top : top + side, left : left + side].float()
+        size = (self.config.size, self.config.size)
+        return F.interpolate(crop, size, mode="bilinear", antialias=True)[0] * BRIGHTNESS
+
+    def _free_place(self, random: np.random.Generator, side: int, taken: np.ndarray) -> tuple[int, int] | None:
+        """Return a left and top where a digit overlaps no other, or None."""
+        for _ in range(PLACEMENT_TRIES):
+            left, top = random.integers(0, self.config.size - side + 1, 2).tolist()
+            apart = (
+                (taken[:, 2] <= left)
+                | (taken[:, 0] >= left + side)
+                | (taken[:, 3] <= top)
+                | (taken[:, 1] >= top + side)
+            )
+            if apart.all():
+                return left, top
+        return None
+
+    def annotations(self) -> Annotations:
+        """Return the boxes of the whole split; image ids start at 1 as in COCO files."""
+        scenes = [self.draw(index)[1:] for index in range(len(self))]
+        counts = [len(labels) for _, labels in scenes]
+        boxes = np.concatenate([boxes for boxes, _ in scenes])
+        count = len(self)
+        return Annotations(
+            categories=CATEGORIES,
+            folder=Path(self.split),
+            image_ids=np.arange(1, count + 1),
+            file_names=np.array([f"{index + 1:06d}.png" for index in range(count)]),
+            sizes=np.full((count, 2), self.config.size),
+            starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            annotation_ids=np.arange(1, len(boxes) + 1),
+            boxes_xywh=boxes,
+            labels=np.concatenate([labels for _, labels in scenes]),
+            areas=boxes[:, 2] * boxes[:, 3],
+            crowd=np.zeros(len(boxes), dtype=bool),
+        )

@@ -1,0 +1,1 @@
+"""The detector as its users meet it: load, predict, draw."""

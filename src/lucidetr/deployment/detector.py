@@ -1,0 +1,57 @@
+"""The user's object: pictures in, `Detections` out."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lucidetr.config import ModelCard
+from lucidetr.data.decoding import as_image
+from lucidetr.data.preprocessing import make_batch, prepare
+from lucidetr.models.detr import DETR
+from lucidetr.models.postprocess import postprocess
+from lucidetr.structures import Detections
+from lucidetr.training.checkpoint import load_model
+from lucidetr.training.precision import autocast, choose_device, choose_precision
+
+
+class Detector:
+    """Find objects in pictures with a trained model; `.card` says what it is, `.model` is the network itself."""
+
+    def __init__(self, model: DETR, card: ModelCard, device: str = "auto", precision: str = "auto"):
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.autocast = autocast(self.precision, self.device)
+        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+        self.card = card
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the category names it can find."""
+        return self.card.categories.names
+
+    def predict(self, picture: Any, threshold: float = 0.0) -> Detections:
+        """Return what is in one picture, boxes in its own pixels, best score first.
+
+        `picture` is a path, a Pillow image, a uint8 array (height, width, 3) or a uint8 tensor (3, height, width).
+        """
+        return next(self.predict_many([picture], threshold))
+
+    @torch.no_grad()
+    def predict_many(self, pictures: Iterable[Any], threshold: float = 0.0) -> Iterator[Detections]:
+        """Yield the detections of each picture in turn; each is seen alone, so none depends on its neighbours."""
+        for picture in pictures:
+            batch = make_batch([prepare(as_image(picture), self.card.images)], self.card.images).to(self.device)
+            with self.autocast():
+                predictions = self.model(batch.images, batch.padding)
+            yield postprocess(predictions, batch.sizes, self.card.categories)[0].above(threshold)
+
+
+def load(path: str | Path, device: str = "auto", precision: str = "auto") -> Detector:
+    """Load a detector from a run's folder or a model file."""
+    tensors, card = load_model(Path(path))
+    with torch.device("meta"):
+        model = DETR(card.model)
+    model.load_state_dict(tensors, assign=True)
+    return Detector(model, card, device, precision)

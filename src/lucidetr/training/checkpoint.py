@@ -1,0 +1,120 @@
+"""Weights and training state on disk: safetensors with a JSON card inside, written whole or not at all.
+
+RUN/best.safetensors and RUN/last.safetensors are models to use: weights, and the card that says how to build them.
+RUN/checkpoints/step-N.safetensors hold everything needed to go on with step N + 1, and nothing else needs them.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lucidetr.config import CARD_SCHEMA, ModelCard, from_dict, to_dict
+from lucidetr.errors import InputError
+
+KEPT = 2  # training checkpoints
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a file beside its place, then move it there: a reader finds the old one or the new one, never half."""
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    write_atomically(path, content)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write bytes to a temporary file, flush them to the disk, and rename; a full disk is said in plain words."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}): {len(content):,} bytes are needed; "
+            "free some space or choose another folder. What was saved before is unharmed"
+        ) from None
+
+
+def save_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:
+    """Write a model: its weights, its card inside, and a copy of the card beside it to be read by people."""
+    text = json.dumps(to_dict(card), indent=2)
+    save_tensors(path, state, {"card": text})
+    write_atomically(path.with_suffix(".json"), text.encode())
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """Read a model's weights and card; `path` is the file, or a run's folder whose best (else last) model counts."""
+    if path.is_dir():
+        found = [path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()]
+        if not found:
+            raise InputError(f"{path}: no best.safetensors or last.safetensors in it; has this run been trained?")
+        path = found[0]
+    tensors, metadata = load_tensors(path)
+    if "card" not in metadata:
+        raise InputError(
+            f"{path}: these weights carry no lucidetr card; turn other weights into a model by lucidetr convert"
+        )
+    values = json.loads(metadata["card"])
+    if values.get("schema", 0) > CARD_SCHEMA:
+        raise InputError(f"{path}: written by a newer lucidetr (schema {values['schema']}); upgrade to read it")
+    return tensors, from_dict(ModelCard, values)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read all tensors and the metadata of a safetensors file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def save_training(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write a training checkpoint and remove all but the newest few."""
+    save_tensors(folder / f"step-{step:08d}.safetensors", tensors, {"state": json.dumps(state)})
+    for _, old in sorted(training_checkpoints(folder))[:-KEPT]:
+        old.unlink()
+
+
+def training_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, file) of the training checkpoints in a folder."""
+    files = folder.glob("step-*.safetensors")
+    found = ((re.fullmatch(r"step-(\d+)", file.stem), file) for file in files)
+    return [(int(match[1]), file) for match, file in found if match]
+
+
+def load_newest_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read the training checkpoint of the highest step number, or None when there is none."""
+    checkpoints = sorted(training_checkpoints(folder))
+    if not checkpoints:
+        return None
+    tensors, metadata = load_tensors(checkpoints[-1][1])
+    return tensors, json.loads(metadata["state"])
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's moments under names such as optimiser.3.exp_avg."""
+    states = optimiser.state_dict()["state"]
+    return {f"optimiser.{i}.{name}": value for i, state in states.items() for name, value in state.items()}
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimiser its moments back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

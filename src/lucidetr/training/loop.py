@@ -1,0 +1,306 @@
+"""The training loop, top to bottom in the order in which a run happens."""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lucidetr.config import ModelCard, TrainConfig
+from lucidetr.criterion.set_loss import Losses, normalisers, set_loss
+from lucidetr.data.batching import training_steps
+from lucidetr.data.dataset import Dataset, open_training_data
+from lucidetr.data.transforms import Augmentation
+from lucidetr.errors import InputError
+from lucidetr.evaluation.coco import Metrics, evaluate
+from lucidetr.evaluation.detect import detect
+from lucidetr.models.detr import DETR
+from lucidetr.recipes import from_scratch
+from lucidetr.structures import Batch
+from lucidetr.training.checkpoint import (
+    load_newest_training,
+    load_optimiser,
+    optimiser_tensors,
+    save_model,
+    save_training,
+    write_atomically,
+)
+from lucidetr.training.ema import MovingAverage
+from lucidetr.training.optimiser import build_optimiser, freeze, rate, set_rate
+from lucidetr.training.precision import autocast, choose_device, choose_precision
+from lucidetr.training.progress import ProgressLine, duration
+from lucidetr.training.run_log import RunLog, describe_run, prepare_folder
+
+LOG_EVERY = 10  # optimiser steps between lines of metrics.jsonl
+
+
+@dataclass
+class Clock:
+    """Know how far the run is: by steps where these are given, else by minutes of training time."""
+
+    steps: int
+    minutes: float
+    step: int = 0
+    seconds: float = 0.0  # of training: no start-up, no evaluation
+
+    @property
+    def progress(self) -> float:
+        """Return the share of the run that is done, 0…1."""
+        return min(self.step / self.steps if self.steps else self.seconds / (60 * self.minutes), 1.0)
+
+    @property
+    def expected_steps(self) -> float:
+        """Return how many steps the whole run will have, as far as can be told."""
+        return self.steps or self.step / max(self.progress, 1e-3)
+
+    @property
+    def seconds_left(self) -> float:
+        """Return the training time still to come."""
+        return self.seconds / self.progress - self.seconds if self.progress else 0.0
+
+
+def train(config: TrainConfig) -> Path:
+    """Train a detector as the config says and return the run's folder."""
+    line = ProgressLine()
+    try:
+        return Run(config, line).train()
+    finally:
+        line.close()
+
+
+class Run:
+    """Hold everything that moves during a run."""
+
+    def __init__(self, config: TrainConfig, line: ProgressLine):
+        self.line, self.folder = line, Path(config.out)
+        check_length(config)
+        prepare_folder(self.folder, config.resume)
+
+        self.train_set, self.val_set, notes = open_training_data(config)
+        config, changes = fit_to_data(config, self.train_set)
+        for note in notes + changes:
+            line.say(note)
+        self.config = config
+
+        self.device = choose_device(config.device)
+        self.precision = choose_precision(config.precision, self.device)
+        self.autocast = autocast(self.precision, self.device)
+        torch.manual_seed(config.seed)
+        self.model = DETR(config.model).to(self.device, memory_format=torch.channels_last)
+        freeze(self.model, config.freeze)
+        self.optimiser = build_optimiser(self.model, config.optimiser)
+        horizon = config.optimiser.ema
+        self.average = MovingAverage(self.model, horizon) if horizon else None
+        self.clock = Clock(steps=count_steps(config, len(self.train_set)), minutes=config.minutes)
+        self.best = -1.0
+        resumed = self.resume() if config.resume else None
+        self.log = RunLog(self.folder, describe_run(config, self.device, self.precision), resumed)
+
+        learning = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        line.say(
+            f"{config.recipe}: {sum(p.numel() for p in self.model.parameters()):,} parameters, {learning:,} learn; "
+            f"{len(self.train_set)} training and {len(self.val_set)} validation images of "
+            f"{config.model.num_classes} classes; {self.device}, {self.precision}; "
+            f"batch {config.batch} as {-(-config.batch // config.micro_batch)} × {config.micro_batch}"
+        )
+        if resumed is not None:
+            line.say(f"resumed after step {resumed}")
+
+    def train(self) -> Path:
+        """Take optimiser steps until the run is over; evaluate and save on the way."""
+        config, clock = self.config, self.clock
+        augmentation = None if config.overfit else Augmentation(config.augmentation, config.images)
+        steps = training_steps(
+            self.train_set,
+            config.images,
+            augmentation,
+            seed=config.seed,
+            batch=config.batch,
+            micro_batch=config.micro_batch,
+            start=clock.step,
+            workers=config.workers,
+        )
+        self.model.train()
+        started = time.perf_counter()
+        while clock.progress < 1.0:
+            looks_before = int(clock.progress * config.evaluations)
+            report = self.step(next(steps))
+            clock.step += 1
+            now = time.perf_counter()
+            report["images_per_second"] = config.batch / (now - started)
+            clock.seconds += now - started
+            self.report(report)
+            if int(clock.progress * config.evaluations) > looks_before or clock.progress >= 1.0:
+                self.look()
+            started = time.perf_counter()
+        self.log.close()
+        self.line.say(
+            f"done: {clock.step} steps in {duration(clock.seconds)} of training, best AP {self.best:.3f}; "
+            f"the model is {self.folder / 'best.safetensors'}"
+        )
+        return self.folder
+
+    def step(self, parts: list[Batch]) -> dict[str, Any]:
+        """Take one optimiser step over all parts of the batch and return what it was like."""
+        config = self.config
+        set_rate(self.optimiser, rate(self.clock.progress, config.optimiser))
+        counts = [count for part in parts for count in part.counts.tolist()]
+        norm = normalisers(counts, config.model.num_queries, config.loss)
+        losses: list[Losses] = []
+        for part in parts:
+            batch = part.to(self.device)
+            with self.autocast():
+                predictions = self.model(batch.images, batch.padding)
+            losses.append(set_loss(predictions, batch, norm, config.loss))
+            losses[-1].total.backward()
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        gradient = nn.utils.clip_grad_norm_(learning, config.optimiser.clip or float("inf"))
+        total = sum(loss.total.detach() for loss in losses)
+        if not torch.isfinite(gradient + total):
+            raise FloatingPointError(
+                f"step {self.clock.step + 1}: loss {float(total)} and gradient norm {float(gradient)} are not finite "
+                f"for the images {[i for part in parts for i in part.image_ids]}; the last checkpoint is unharmed"
+            )
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model, self.clock.expected_steps)
+        terms = {
+            name: sum(getattr(loss, name).detach() for loss in losses) for name in ("classification", "l1", "giou")
+        }
+        return {"loss": total, **terms, "gradient_norm": gradient}
+
+    def report(self, report: dict[str, Any]) -> None:
+        """Write a line to the log now and then, and show how the run goes."""
+        clock, config = self.clock, self.config
+        if clock.step % LOG_EVERY and clock.step > 1 and clock.progress < 1.0:
+            return
+        values = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in report.items()}
+        values |= {
+            "lr": self.optimiser.param_groups[-1]["lr"],
+            "epoch": clock.step * config.batch / len(self.train_set),
+            "seconds": clock.seconds,
+        }
+        self.log.write(clock.step, values)
+        best = f"AP {self.best:.3f}" if self.best >= 0 else "AP –"
+        last = {name: values[name][-1] for name in ("classification", "l1", "giou")}
+        self.line.show(
+            clock.progress,
+            f"step {clock.step}  loss {values['loss']:.3f} (class {last['classification']:.3f}, l1 {last['l1']:.3f}, "
+            f"giou {last['giou']:.3f})  {best}  {values['images_per_second']:.1f} images/s  "
+            f"{duration(clock.seconds_left)} left",
+        )
+
+    def look(self) -> None:
+        """Evaluate the validation split, then save: the model when it is the best so far, and the training state."""
+        config, clock = self.config, self.clock
+        shipped = self.average.model if self.average else self.model
+        categories = self.train_set.annotations.categories
+        found = detect(
+            shipped,
+            self.val_set,
+            config.images,
+            categories,
+            batch=config.micro_batch,
+            precision=self.autocast,
+            progress=lambda done: self.line.show(clock.progress, f"evaluating {done} of {len(self.val_set)} images"),
+        )
+        metrics = evaluate(self.val_set.annotations, found)
+        numbers = {name: value for name, value in metrics.numbers.items() if value is not None}
+        self.log.write(
+            clock.step, {f"val/{name}": value for name, value in numbers.items()} | {"seconds": clock.seconds}
+        )
+        self.save(
+            shipped, metrics, ModelCard(config.model, config.images, categories, config.recipe, clock.step, numbers)
+        )
+        self.line.show(
+            clock.progress,
+            f"step {clock.step}  AP {metrics.average_precision:.3f}  AP50 {metrics.numbers['AP50'] or 0:.3f}  "
+            f"after {duration(clock.seconds)} of training",
+            now=True,
+        )
+
+    def save(self, shipped: nn.Module, metrics: Metrics, card: ModelCard) -> None:
+        """Write the last and the best model, the metrics of the best, and what is needed to go on."""
+        state = shipped.state_dict()
+        save_model(self.folder / "last.safetensors", state, card)
+        if metrics.average_precision > self.best:
+            self.best = metrics.average_precision
+            save_model(self.folder / "best.safetensors", state, card)
+            text = json.dumps(metrics.to_dict(), indent=2)
+            write_atomically(self.folder / "metrics-val.json", text.encode())
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= optimiser_tensors(self.optimiser)
+        if self.average:
+            tensors |= {f"average.{name}": value for name, value in self.average.model.state_dict().items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        numbers = {"step": self.clock.step, "seconds": self.clock.seconds, "best": self.best}
+        numbers["averaged"] = self.average.updates if self.average else 0
+        save_training(self.folder / "checkpoints", self.clock.step, tensors, numbers)
+
+    def resume(self) -> int | None:
+        """Take up the newest checkpoint and return its step; None when there is none."""
+        newest = load_newest_training(self.folder / "checkpoints")
+        if newest is None:
+            return None
+        tensors, numbers = newest
+        self.model.load_state_dict(part_of(tensors, "model."))
+        load_optimiser(self.optimiser, tensors)
+        if self.average:
+            self.average.model.load_state_dict(part_of(tensors, "average."))
+            self.average.updates = numbers["averaged"]
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        self.clock.step, self.clock.seconds, self.best = numbers["step"], numbers["seconds"], numbers["best"]
+        return self.clock.step
+
+
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def check_length(config: TrainConfig) -> None:
+    """Refuse a config whose length or batch makes no run."""
+    lengths = {"epochs": config.epochs, "steps": config.steps, "minutes": config.minutes}
+    given = {name: value for name, value in lengths.items() if value}
+    if len(given) != 1 or min(given.values()) <= 0:
+        said = ", ".join(f"--{name} {value:g}" for name, value in given.items()) or "none"
+        raise InputError(f"how long to train? Give one of --epochs, --steps, --minutes above 0 (given: {said})")
+    if not config.out:
+        raise InputError("where to? Give the run's folder by --out runs/NAME")
+    for name in ("batch", "micro_batch", "evaluations"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 1 or more")
+
+
+def count_steps(config: TrainConfig, images: int) -> int:
+    """Return the steps of a run given by steps or epochs, 0 for one given by minutes."""
+    return config.steps or -(-int(config.epochs * images) // config.batch)
+
+
+def fit_to_data(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, list[str]]:
+    """Return the config with the data's number of classes and a batch that the data can fill, and what changed."""
+    config, changes = from_scratch(config)
+    notes = [f"from random weights: {', '.join(changes)}"] if changes else []
+    classes = len(dataset.annotations.categories)
+    config = replace(config, model=replace(config.model, num_classes=classes))
+    if config.batch > len(dataset):
+        notes.append(f"batch {config.batch} is more than the {len(dataset)} images there are: batch {len(dataset)}")
+        config = replace(config, batch=len(dataset))
+    config = replace(config, micro_batch=min(config.micro_batch, config.batch))
+    objects = dataset.annotations.objects_per_image()
+    queries = config.model.num_queries
+    if (objects > queries).any():
+        crowded = int((objects > queries).sum())
+        notes.append(
+            f"warning: {crowded} of {len(objects)} images have more objects (up to {objects.max()}) than the model has "
+            f"queries ({queries}); the rest can never be found: set --model.num-queries above {objects.max()}"
+        )
+    return config, notes

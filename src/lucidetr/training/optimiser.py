@@ -1,0 +1,61 @@
+"""AdamW with one rate for the backbone and one for the rest, and how the rate moves (DETR, A.4)."""
+
+import math
+
+import torch
+from torch import nn
+
+from lucidetr.config import OptimiserConfig
+from lucidetr.errors import InputError, did_you_mean
+
+
+def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """Switch off learning in the parts of these names; a name that is no part is an InputError.
+
+    Normalisation statistics of a frozen part go on moving unless its norm is frozen too.
+    """
+    names = dict(model.named_modules())
+    for part in parts:
+        if not part or part not in names:
+            shallow = [name for name in names if name and name.count(".") <= 2]
+            raise InputError(f"--freeze {part!r} is no part of the model: {did_you_mean(part, shallow)}")
+        names[part].requires_grad_(False)
+
+
+def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
+    """Return AdamW over what learns; each group keeps its peak rate under "peak"."""
+    parts: dict[str, list[nn.Parameter]] = {"backbone": [], "rest": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts["backbone" if name.startswith("backbone.") else "rest"].append(parameter)
+    peaks = {"backbone": config.backbone_lr, "rest": config.lr}
+    groups = [{"params": ps, "lr": peaks[part], "peak": peaks[part]} for part, ps in parts.items() if ps]
+    if not groups:
+        raise InputError("every part of the model is frozen: leave something to learn out of --freeze")
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+
+
+def rate(progress: float, config: OptimiserConfig) -> float:
+    """Return the share of the peak rate at `progress` 0…1 of the run.
+
+    >>> paper = OptimiserConfig(schedule="step", drop_at=2 / 3)
+    >>> rate(0.5, paper), rate(0.7, paper)
+    (1.0, 0.1)
+    >>> cosine = OptimiserConfig(schedule="cosine", warmup=0.1, final=0.02)
+    >>> [round(rate(p, cosine), 3) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    [0.0, 0.5, 1.0, 0.51, 0.02]
+    """
+    if progress < config.warmup:
+        return progress / config.warmup
+    if config.schedule == "step":
+        return 1.0 if progress < config.drop_at else 0.1
+    if config.schedule == "cosine":
+        along = min((progress - config.warmup) / (1 - config.warmup), 1.0)
+        return config.final + (1 - config.final) * (1 + math.cos(math.pi * along)) / 2
+    return 1.0
+
+
+def set_rate(optimiser: torch.optim.Optimizer, share: float) -> None:
+    """Set every group's rate to that share of its peak."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"] * share

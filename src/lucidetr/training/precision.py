@@ -1,0 +1,44 @@
+"""Which machine and which number format: chosen once, said in the log."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from lucidetr.errors import InputError
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; auto takes CUDA, then Apple's MPS, then the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"--device {name} cannot be used here: {str(error).splitlines()[0]}; try auto or cpu"
+        ) from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return bf16 or fp32; auto takes bf16 only where the hardware multiplies it.
+
+    A CPU without matrix units computes bf16 far slower than fp32.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return "bf16" if fast else "fp32"
+    return "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """Return what to open around a forward pass."""
+    if precision == "bf16":
+        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext

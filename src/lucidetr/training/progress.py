@@ -1,0 +1,53 @@
+"""The run as one sees it: a live line in a terminal, plain lines in a file or pipe."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+PLAIN_EVERY = 10.0  # seconds between plain lines
+
+
+class ProgressLine:
+    """Show how far a run is, its loss, its AP and when it ends."""
+
+    def __init__(self):
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.live: Progress | None = None
+        self.last_plain = -PLAIN_EVERY
+        if sys.stdout.isatty():
+            self.live = Progress(BarColumn(), TextColumn("{task.description}"), console=self.console)
+            self.task = self.live.add_task("", total=1.0)
+            self.live.start()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text, markup=False)
+
+    def show(self, progress: float, text: str, *, now: bool = False) -> None:
+        """Show the present state; outside a terminal only every few seconds, or when `now`."""
+        if self.live:
+            self.live.update(self.task, completed=progress, description=text)
+        elif now or time.monotonic() - self.last_plain >= PLAIN_EVERY:
+            self.last_plain = time.monotonic()
+            self.console.print(f"{progress:4.0%}  {text}", markup=False)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.live:
+            self.live.stop()
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them.
+
+    >>> duration(42), duration(200), duration(7300)
+    ('42 s', '3 min 20 s', '2 h 1 min')
+    """
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
