@@ -13,6 +13,16 @@ from lucidetr.categories import Categories
 from lucidetr.errors import InputError, did_you_mean
 
 CARD_SCHEMA = 1
+MODEL_LEAST = {
+    "num_classes": 1,
+    "d_model": 4,
+    "num_heads": 1,
+    "head_dim": 1,
+    "feed_forward": 1,
+    "encoder_layers": 0,
+    "decoder_layers": 1,
+    "num_queries": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,15 @@ class ModelConfig:
     num_queries: int = 100
     """Object queries N: the most objects that can be found in one image."""
     dropout: float = 0.1
+
+    def __post_init__(self):
+        for name, least in MODEL_LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(f"model.{name} = {getattr(self, name)}: choose {least} or more")
+        if self.d_model % 4:
+            raise InputError(f"model.d_model = {self.d_model}: choose a multiple of 4 (sine and cosine of two axes)")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"model.dropout = {self.dropout}: choose 0 or more and below 1")
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,9 @@ def main() -> None:
     except InputError as error:
         print(f"lucidetr: {error}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as error:  # training met a number that is none
+        print(f"lucidetr: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("lucidetr: stopped", file=sys.stderr)
         sys.exit(130)

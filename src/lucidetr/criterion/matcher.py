@@ -45,9 +45,8 @@ def match(predictions: Predictions, batch: Batch, config: LossConfig) -> Assignm
     pairs: list[tuple[int, int, int, int]] = []
     for image, count in enumerate(counts):
         if not cost[:, image, :, :count].isfinite().all():
-            raise FloatingPointError(
-                f"the matching cost of image {batch.image_ids[image]} is not finite: {_blame(predictions, batch, image)}"
-            )
+            name, parts = batch.image_ids[image], _blame(predictions, batch, image)
+            raise FloatingPointError(f"the matching cost of image {name} is not finite: {parts}")
         for layer in range(len(cost)):
             queries, objects = linear_sum_assignment(cost[layer, image, :, :count].numpy())
             pairs += [(layer, image, q, o) for q, o in zip(queries.tolist(), objects.tolist(), strict=True)]

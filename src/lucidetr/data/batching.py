@@ -53,14 +53,14 @@ def fixed_sample(dataset: Dataset, images: ImageConfig, index: int) -> Sample:
 
 
 class _Steps(TorchDataset):
-    """Make the batches of optimiser step `step`: what a worker process is asked for."""
+    """Make the batches of one optimiser step, by its number: what a worker process is asked for."""
 
     def __init__(self, dataset: Dataset, images: ImageConfig, augmentation: Augmentation | None, seed: int, cut: tuple):
         self.dataset, self.images, self.augmentation, self.seed = dataset, images, augmentation, seed
         self.batch, self.micro_batch = cut
 
-    def __getitem__(self, step: int) -> list[Batch]:
-        samples = [self.sample(*each) for each in step_samples(len(self.dataset), self.seed, step, self.batch)]
+    def __getitem__(self, index: int) -> list[Batch]:
+        samples = [self.sample(*each) for each in step_samples(len(self.dataset), self.seed, index, self.batch)]
         parts = range(0, self.batch, self.micro_batch)
         return [make_batch(samples[at : at + self.micro_batch], self.images) for at in parts]
 
@@ -88,8 +88,8 @@ def training_steps(
 ) -> Iterator[list[Batch]]:
     """Yield the batches of each optimiser step from `start` on, without end, each step as parts of `micro_batch`."""
     steps = _Steps(dataset, images, augmentation, seed, (batch, micro_batch))
-    numbers = _CountFrom(start)
-    return iter(DataLoader(steps, batch_size=None, sampler=numbers, num_workers=workers))
+    own = torch.Generator()  # the loader draws a number when it starts; not from the model's random state
+    return iter(DataLoader(steps, batch_size=None, sampler=_CountFrom(start), num_workers=workers, generator=own))
 
 
 class _CountFrom:

@@ -277,9 +277,9 @@ def _box_faults(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, str
     height, width = sizes[:, 0], sizes[:, 1]
     high = boxes[:, :2] + boxes[:, 2:]
     over = np.stack([-boxes[:, 0], -boxes[:, 1], high[:, 0] - width, high[:, 1] - height], axis=1)
-    finite = np.isfinite(boxes).all(1)
-    empty = (boxes[:, 2:] <= 0).any(1)
-    outside = (over > EDGE_TOLERANCE).any(1)
+    finite = np.asarray(np.isfinite(boxes).all(axis=1))
+    empty = np.asarray((boxes[:, 2:] <= 0).any(axis=1))
+    outside = np.asarray((over > EDGE_TOLERANCE).any(axis=1))
     for row in np.flatnonzero(~finite | empty | outside).tolist():
         if not finite[row]:
             yield row, "is not finite"

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def from_pillow(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def as_image(picture: "str | Path | Image.Image | np.ndarray | Tensor") -> UInt8[Tensor, "3 height width"]:
+def as_image(picture: Any) -> UInt8[Tensor, "3 height width"]:
     """Return the pixels of a file, a Pillow image, a "height width 3" array or a "3 height width" tensor of bytes."""
     if isinstance(picture, (str, Path)):
         return read_image(picture)

@@ -77,8 +77,8 @@ def _source() -> tuple[UInt8[Tensor, "2 3 427 640"], Tensor, np.ndarray]:
     from sklearn.datasets import load_digits, load_sample_images
 
     photos = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)
-    digits = load_digits()
-    return photos, torch.from_numpy(digits.images).float() / 16, digits.target
+    pixels, classes = load_digits(return_X_y=True)
+    return photos, torch.from_numpy(pixels).float().view(-1, 8, 8) / 16, np.asarray(classes)
 
 
 class DigitScenes:

@@ -75,7 +75,7 @@ class Augmentation:
             grey = [255 * channel for channel in images.mean]
             scale, shift = (1 - config.zoom, 1 + config.zoom), (config.shift, config.shift)
             bilinear = v2.InterpolationMode.BILINEAR
-            steps.append(v2.RandomAffine(0, translate=shift, scale=scale, fill=grey, interpolation=bilinear))
+            steps.append(v2.RandomAffine([0.0, 0.0], translate=shift, scale=scale, fill=grey, interpolation=bilinear))
         if config.colour:
             steps.append(v2.ColorJitter(config.colour, config.colour, config.colour))
         self.steps = v2.Compose([*steps, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=SMALLEST_SIDE)])
@@ -84,7 +84,9 @@ class Augmentation:
         self, image: UInt8[Tensor, "3 height width"], target: Target, seed: int
     ) -> tuple[UInt8[Tensor, "3 h w"], Target]:
         """Return the changed image and target; the same seed gives the same change."""
-        boxes = tv_tensors.BoundingBoxes(target.boxes_xyxy, format="XYXY", canvas_size=tuple(image.shape[-2:]))
+        height, width = image.shape[-2:]
+        canvas: dict[str, Any] = {"format": "XYXY", "canvas_size": (height, width)}
+        boxes = tv_tensors.BoundingBoxes(target.boxes_xyxy, **canvas)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             out = self.steps({"image": tv_tensors.Image(image), "boxes": boxes, "labels": target.labels})

@@ -23,7 +23,7 @@ class Detector:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.autocast = autocast(self.precision, self.device)
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.card = card
 
     @property

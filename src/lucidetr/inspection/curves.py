@@ -37,7 +37,9 @@ def draw_curves(run: Path, out: Path) -> Path:
         precision.set(title="Average precision, validation split", ylim=(-0.02, 1.02))
         if looks:
             precision.legend(frameon=False)
-        rate.plot(steps, [line["gradient_norm"] for line in training], color="tab:gray", label="gradient norm before clip")
+        rate.plot(
+            steps, [line["gradient_norm"] for line in training], color="tab:gray", label="gradient norm before clip"
+        )
         rate.plot(steps, [line["lr"] for line in training], color="tab:red", label="learning rate")
         rate.set(title="Gradient norm and learning rate", yscale="log")
         rate.legend(frameon=False)

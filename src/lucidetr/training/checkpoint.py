@@ -111,10 +111,18 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give an optimiser its moments back."""
+    """Give an optimiser its moments back, each laid out in memory as its parameter is.
+
+    The fused step walks through memory without looking at strides: moments in another order than their
+    channels-last parameter would silently be those of other weights.
+    """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimiser."):
             _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = value
+            parameter = parameters[int(index)]
+            same_shape = value.shape == parameter.shape
+            moments = torch.empty_like(parameter).copy_(value) if same_shape else value
+            state.setdefault(int(index), {})[key] = moments
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -77,8 +77,9 @@ class Run:
     def __init__(self, config: TrainConfig, line: ProgressLine):
         self.line, self.folder = line, Path(config.out)
         check_length(config)
-        prepare_folder(self.folder, config.resume)
+        prepare_folder(self.folder, config)
 
+        asked = config
         self.train_set, self.val_set, notes = open_training_data(config)
         config, changes = fit_to_data(config, self.train_set)
         for note in notes + changes:
@@ -89,15 +90,16 @@ class Run:
         self.precision = choose_precision(config.precision, self.device)
         self.autocast = autocast(self.precision, self.device)
         torch.manual_seed(config.seed)
-        self.model = DETR(config.model).to(self.device, memory_format=torch.channels_last)
+        self.model = DETR(config.model).to(self.device).to(memory_format=torch.channels_last)
         freeze(self.model, config.freeze)
         self.optimiser = build_optimiser(self.model, config.optimiser)
         horizon = config.optimiser.ema
         self.average = MovingAverage(self.model, horizon) if horizon else None
         self.clock = Clock(steps=count_steps(config, len(self.train_set)), minutes=config.minutes)
         self.best = -1.0
-        resumed = self.resume() if config.resume else None
-        self.log = RunLog(self.folder, describe_run(config, self.device, self.precision), resumed)
+        resumed = config.resume and self.resume()
+        description = describe_run(config, self.device, self.precision)
+        self.log = RunLog(self.folder, asked, description, self.clock.step)
 
         learning = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         line.say(
@@ -106,8 +108,8 @@ class Run:
             f"{config.model.num_classes} classes; {self.device}, {self.precision}; "
             f"batch {config.batch} as {-(-config.batch // config.micro_batch)} × {config.micro_batch}"
         )
-        if resumed is not None:
-            line.say(f"resumed after step {resumed}")
+        if config.resume:
+            line.say(f"resumed after step {self.clock.step}" if resumed else "nothing to resume: starting at step 0")
 
     def train(self) -> Path:
         """Take optimiser steps until the run is over; evaluate and save on the way."""
@@ -243,11 +245,11 @@ class Run:
         numbers["averaged"] = self.average.updates if self.average else 0
         save_training(self.folder / "checkpoints", self.clock.step, tensors, numbers)
 
-    def resume(self) -> int | None:
-        """Take up the newest checkpoint and return its step; None when there is none."""
+    def resume(self) -> bool:
+        """Take up the newest checkpoint; say whether there was one."""
         newest = load_newest_training(self.folder / "checkpoints")
         if newest is None:
-            return None
+            return False
         tensors, numbers = newest
         self.model.load_state_dict(part_of(tensors, "model."))
         load_optimiser(self.optimiser, tensors)
@@ -258,7 +260,7 @@ class Run:
         if "random.cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
         self.clock.step, self.clock.seconds, self.best = numbers["step"], numbers["seconds"], numbers["best"]
-        return self.clock.step
+        return True
 
 
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

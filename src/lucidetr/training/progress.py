@@ -42,7 +42,7 @@ class ProgressLine:
 def duration(seconds: float) -> str:
     """Return seconds as people say them.
 
-    >>> duration(42), duration(200), duration(7300)
+    >>> duration(42.0), duration(200.0), duration(7300.0)
     ('42 s', '3 min 20 s', '2 h 1 min')
     """
     seconds = round(seconds)

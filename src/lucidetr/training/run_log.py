@@ -11,17 +11,28 @@ from typing import Any
 
 import torch
 
-from lucidetr.config import TrainConfig, to_dict
+from lucidetr.config import TrainConfig, difference, from_dict, to_dict
 from lucidetr.errors import InputError
 from lucidetr.training.checkpoint import write_atomically
 
+FREE_ON_RESUME = {"resume", "out", "device", "workers", "cache_gb"}
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "faster-coco-eval")
 
 
-def prepare_folder(folder: Path, resume: bool) -> None:
-    """Make the run's folder and check that it can be written; a run that is already there is left alone."""
-    if (folder / "config.json").exists() and not resume:
+def prepare_folder(folder: Path, config: TrainConfig) -> None:
+    """Make the run's folder and check that it can be written; a run that is already there is left alone.
+
+    A run is resumed with the settings that it began with; only what does not change its course may differ.
+    """
+    before = folder / "config.json"
+    if before.exists() and not config.resume:
         raise InputError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
+    if before.exists():
+        began = from_dict(TrainConfig, json.loads(before.read_text()))
+        changed = {k: v for k, v in difference(config, began).items() if k not in FREE_ON_RESUME}
+        if changed:
+            listed = ", ".join(f"{name} {now!r} (was {then!r})" for name, (now, then) in changed.items())
+            raise InputError(f"{folder} began with other settings: {listed}; repeat them, or choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -36,7 +47,7 @@ def describe_run(config: TrainConfig, device: torch.device, precision: str) -> d
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["lucidetr", *sys.argv[1:]],
-        "config": to_dict(config),
+        "trained_as": to_dict(config),
         "commit": _commit(),
         "versions": {"lucidetr": version("lucidetr"), **{name: version(name) for name in LIBRARIES}},
         "python": platform.python_version(),
@@ -60,21 +71,20 @@ def _commit() -> str | None:
 class RunLog:
     """Append one line of numbers at a time to metrics.jsonl and to TensorBoard's event file."""
 
-    def __init__(self, folder: Path, description: dict[str, Any], keep_until: int | None):
+    def __init__(self, folder: Path, asked: TrainConfig, description: dict[str, Any], step: int):
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / "metrics.jsonl"
-        if keep_until is None:
-            write_atomically(folder / "config.json", json.dumps(description["config"], indent=2).encode())
-            write_atomically(folder / "run.json", json.dumps([description], indent=2).encode())
-        else:
-            starts = json.loads((folder / "run.json").read_text())
-            write_atomically(folder / "run.json", json.dumps([*starts, description], indent=2).encode())
-            self._forget_after(keep_until)
-        self.board = SummaryWriter(str(folder), purge_step=keep_until)
+        starts = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else []
+        write_atomically(folder / "run.json", json.dumps([*starts, description], indent=2).encode())
+        write_atomically(folder / "config.json", json.dumps(to_dict(asked), indent=2).encode())
+        self._forget_after(step)
+        self.board = SummaryWriter(str(folder), purge_step=step + 1)
 
     def _forget_after(self, step: int) -> None:
         """Drop the lines of steps that were not saved: they are about to be done again."""
+        if not self.path.is_file():
+            return
         lines = read_metrics(self.path.parent)
         kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
         write_atomically(self.path, "".join(kept).encode())

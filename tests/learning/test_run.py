@@ -1,0 +1,151 @@
+"""Whole runs: resumed equals uninterrupted, parts equal the whole, a few images are learned by heart."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lucidetr.config import TrainConfig
+from lucidetr.criterion.set_loss import normalisers, set_loss
+from lucidetr.data.batching import training_steps
+from lucidetr.data.dataset import open_dataset
+from lucidetr.deployment.detector import load
+from lucidetr.errors import InputError
+from lucidetr.models.detr import DETR
+from lucidetr.recipes import recipe
+from lucidetr.training import loop
+from lucidetr.training.checkpoint import load_tensors
+from lucidetr.training.run_log import read_metrics
+
+TINY = "generated:digits?size=64&digit=14-24&objects=1-3&train=10&val=4"
+
+
+def tiny(out, **changes) -> TrainConfig:
+    """Return a run of seconds."""
+    config = recipe("detr-xs")
+    backbone = replace(config.model.backbone, width=8)
+    model = replace(config.model, backbone=backbone, d_model=32, num_heads=2, head_dim=16, feed_forward=64)
+    base = {"data": TINY, "out": str(out), "steps": 6, "evaluations": 3, "batch": 4, "micro_batch": 2}
+    images = replace(config.images, size=64, max_size=64)
+    optimiser = replace(config.optimiser, ema=0.2)
+    return replace(config, model=model, images=images, optimiser=optimiser, **(base | changes))
+
+
+def newest_state(run):
+    return load_tensors(max((run / "checkpoints").iterdir()))[0]
+
+
+def without_time(lines):
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, monkeypatch, workers):
+    whole = loop.train(tiny(tmp_path / "whole", workers=workers))
+
+    step, calls = loop.Run.step, []
+
+    def interrupted(self, parts):
+        if len(calls) == 5:  # after the save at step 4, before the one at step 6
+            raise KeyboardInterrupt
+        calls.append(1)
+        return step(self, parts)
+
+    monkeypatch.setattr(loop.Run, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(tiny(tmp_path / "cut", workers=workers))
+    monkeypatch.setattr(loop.Run, "step", step)
+    cut = loop.train(tiny(tmp_path / "cut", workers=workers, resume=True))
+
+    a, b = newest_state(whole), newest_state(cut)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert without_time(read_metrics(whole)) == without_time(read_metrics(cut))
+    assert (whole / "metrics-val.json").read_bytes() == (cut / "metrics-val.json").read_bytes()
+    assert len(json.loads((cut / "run.json").read_text())) == 2
+
+
+def test_resume_without_a_checkpoint_starts_at_zero(tmp_path):
+    run = loop.train(tiny(tmp_path / "new", resume=True, steps=2))
+    assert read_metrics(run)[-1]["step"] == 2
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(tmp_path):
+    run = loop.train(tiny(tmp_path / "run", steps=1))
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match="holds a run already: add --resume"):
+        loop.train(tiny(run, steps=1))
+    with pytest.raises(InputError, match=r"began with other settings: steps 2 \(was 1\)"):
+        loop.train(tiny(run, steps=2, resume=True))
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_minutes_count_training_only_and_end_the_run(tmp_path):
+    run = loop.train(tiny(tmp_path / "run", steps=0, minutes=0.02))
+    lines = read_metrics(run)
+    assert lines[-1]["seconds"] >= 1.2
+    assert lines[-2]["seconds"] < 1.2 + 5
+    assert "val/AP" in lines[-1]
+
+
+def test_a_run_folder_holds_what_is_promised(tmp_path):
+    run = loop.train(tiny(tmp_path / "run", steps=2))
+    names = {file.name.split(".out.")[0] for file in run.iterdir()}
+    expected = {"config.json", "run.json", "metrics.jsonl", "metrics-val.json", "best.safetensors", "best.json"}
+    assert expected | {"last.safetensors", "last.json", "checkpoints", "events"} == names
+    description = json.loads((run / "run.json").read_text())[0]
+    assert description["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert description["trained_as"]["model"]["num_classes"] == 10
+    detector = load(run)
+    assert detector.names == tuple("0123456789")
+    assert len(detector.predict(open_dataset(TINY, "val").image(0))) == 25
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path):
+    config = tiny(tmp_path)
+    config = replace(config, model=replace(config.model, dropout=0.0, num_classes=10))
+    dataset = open_dataset(TINY, "train")
+    gradients = []
+    for micro_batch in (4, 1):
+        torch.manual_seed(0)
+        model = DETR(config.model).double()
+        parts = next(training_steps(dataset, config.images, None, seed=0, batch=4, micro_batch=micro_batch))
+        norm = normalisers([c for part in parts for c in part.counts.tolist()], 25, config.loss)
+        for part in parts:
+            predictions = model(part.images.double(), part.padding)
+            exact = replace(part, boxes_cxcywh=part.boxes_cxcywh.double())
+            set_loss(predictions, exact, norm, config.loss).total.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, whole in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], whole, rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(tmp_path, monkeypatch):
+    def poison(model, images, padding):
+        predictions = forward(model, images, padding)
+        return replace(predictions, logits=predictions.logits * float("nan"))
+
+    forward = DETR.forward
+    monkeypatch.setattr(DETR, "forward", poison)
+    with pytest.raises(FloatingPointError, match=r"image [0-9]+ is not finite: the model's class logits"):
+        loop.train(tiny(tmp_path / "run"))
+
+
+def test_more_objects_than_queries_is_said_with_numbers(tmp_path, capsys):
+    config = tiny(tmp_path / "run", steps=1)
+    loop.train(replace(config, model=replace(config.model, num_queries=2)))
+    said = capsys.readouterr().out
+    assert "have more objects (up to 3) than the model has queries (2)" in said
+    assert "--model.num-queries above 3" in said
+
+
+@pytest.mark.slow
+def test_detr_xs_learns_eight_scenes_by_heart(tmp_path):
+    """The proof that model, matching, loss, boxes, evaluation and augmentation-free data agree with each other."""
+    config = replace(recipe("detr-xs"), data="generated:digits?train=8&val=1", out=str(tmp_path / "run"))
+    config = replace(config, overfit=8, steps=600, evaluations=2, model=replace(config.model, dropout=0.0))
+    run = loop.train(config)
+    numbers = json.loads((run / "metrics-val.json").read_text())
+    assert numbers["AP50"] >= 0.95
+    assert numbers["AP"] >= 0.8

@@ -1,0 +1,289 @@
+"""From files to batches: decoding, resizing, augmentation, order, generated scenes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lucidetr.config import AugmentationConfig, ImageConfig, TrainConfig
+from lucidetr.data.batching import evaluation_batches, step_samples, training_steps
+from lucidetr.data.dataset import Dataset, open_dataset, open_training_data
+from lucidetr.data.decoding import as_image, read_image
+from lucidetr.data.digits import DigitsConfig, parse
+from lucidetr.data.export import write_generated
+from lucidetr.data.preprocessing import make_batch, prepare, resized_size
+from lucidetr.data.transforms import Augmentation
+from lucidetr.errors import InputError
+from lucidetr.recipes import recipe
+from lucidetr.structures import Target
+
+GOLDEN_BOXES = [[[77.0, 104.0, 9.0, 15.0], [60.0, 54.0, 20.0, 31.0], [53.0, 2.0, 33.0, 45.0]], [1, 7, 8]]
+GOLDEN_MEAN = 63.137
+FEW = "generated:digits?train=12&val=5"
+
+
+def picture(height=24, width=36):
+    """Return a picture in which every pixel is different."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 7, columns * 7, (rows + columns) * 3], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photo_is_set_upright(tmp_path, orientation):
+    upright = Image.fromarray(picture())
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpose that a camera would have applied
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0).numpy(), picture())
+
+
+def test_pixel_modes_have_one_meaning(tmp_path):
+    grey = Image.fromarray(picture()).convert("L")
+    expected = torch.from_numpy(np.array(grey.convert("RGB"))).permute(2, 0, 1)
+    deep = Image.fromarray(np.array(grey).astype(np.uint16) * 257)
+    for name, image in {"L": grey, "LA": grey.convert("LA"), "I;16": deep, "P": grey.convert("P")}.items():
+        image.save(tmp_path / "a.png")
+        assert torch.equal(read_image(tmp_path / "a.png"), expected), name
+    clear = Image.fromarray(picture()).convert("RGBA")
+    clear.putalpha(0)
+    clear.save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png") == 255).all()
+    Image.fromarray(picture()).convert("1").save(tmp_path / "a.png")
+    assert set(read_image(tmp_path / "a.png").unique().tolist()) <= {0, 255}
+
+
+def test_what_cannot_be_decoded_names_the_file(tmp_path):
+    path = tmp_path / "a.jpg"
+    with pytest.raises(InputError, match=r"a\.jpg: no such image file"):
+        read_image(path)
+    path.write_text("no picture")
+    with pytest.raises(InputError, match=r"a\.jpg: not an image"):
+        read_image(path)
+    Image.fromarray(picture(200, 200)).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(InputError, match=r"a\.jpg: damaged or truncated image of 900 bytes"):
+        read_image(path)
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(InputError, match=r"f\.tif: pixel mode F"):
+        read_image(tmp_path / "f.tif")
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (12_000, 12_000)).save(path)
+    with pytest.raises(InputError, match="12000 × 12000 pixels are more than 100,000,000"):
+        read_image(path)
+
+
+def test_pictures_in_memory_are_the_same_picture(tmp_path):
+    array = picture()
+    Image.fromarray(array).save(tmp_path / "a.png")
+    expected = read_image(tmp_path / "a.png")
+    for form in (str(tmp_path / "a.png"), Image.fromarray(array), array, expected):
+        assert torch.equal(as_image(form), expected)
+    with pytest.raises(InputError, match="an array of float64"):
+        as_image(array / 255)
+    with pytest.raises(InputError, match="a picture of type int"):
+        as_image(3)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(32, 900))
+def test_resized_sides_stay_within_their_limits(height, width, short):
+    config = ImageConfig(size=short, max_size=1333)
+    new_height, new_width = resized_size(height, width, config)
+    assert min(new_height, new_width) <= short
+    assert max(new_height, new_width) <= 1333
+    assert (new_height <= new_width) == (height <= width)
+    if max(height, width) / min(height, width) * short <= 1333:
+        assert min(new_height, new_width) == short
+    assert resized_size(height, width, replace(config, resize="square")) == (short, short)
+
+
+def test_a_batch_is_normalised_and_padded_with_zeros():
+    config = ImageConfig(size=8, max_size=100)
+    pictures = [torch.full((3, 8, 8), 255, dtype=torch.uint8), torch.zeros((3, 16, 8), dtype=torch.uint8)]
+    batch = make_batch([prepare(image, config, i) for i, image in enumerate(pictures)], config)
+    assert batch.images.shape == (2, 3, 16, 8)
+    assert not batch.images[0, :, 8:].any()
+    assert batch.padding[0, 8:].all()
+    assert not batch.padding[0, :8].any()
+    torch.testing.assert_close(batch.images[0, :, 0, 0], (1 - torch.tensor(config.mean)) / torch.tensor(config.std))
+    torch.testing.assert_close(batch.images[1, :, 15, 7], -torch.tensor(config.mean) / torch.tensor(config.std))
+    assert batch.sizes == ((8, 8), (16, 8))
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10_000), st.integers(0, 40), st.integers(0, 60), st.integers(24, 60), st.integers(24, 60))
+@pytest.mark.parametrize("kind", ["paper", "light"])
+def test_boxes_follow_the_picture(kind, seed, top, left, height, width):
+    """Paint a box white on black: after any augmentation the white pixels must be where the box is."""
+    image = torch.zeros(3, 120, 160, dtype=torch.uint8)
+    bottom, right = min(top + height, 120), min(left + width, 160)
+    image[:, top:bottom, left:right] = 255
+    if kind == "paper":
+        config = AugmentationConfig(scales=(96, 128), crop_scales=(100, 140), crop_sides=(60, 90))
+    else:
+        config = AugmentationConfig(scales=(), crop=0.0, zoom=0.3, shift=0.2)
+    images = ImageConfig(size=128, max_size=213, mean=(0.0, 0.0, 0.0))  # what is moved in is black too
+    target = Target(torch.tensor([[left, top, right, bottom]]).float(), torch.tensor([4]))
+    changed, moved = Augmentation(config, images)(image, target, seed)
+    white = (changed[0] > 127).nonzero()
+    if len(moved.labels) == 0:
+        assert len(white) <= 2 * max(changed.shape)  # at most a line that rounding left
+        return
+    assert moved.labels.tolist() == [4]
+    (y0, x0), (y1, x1) = white.amin(0).tolist(), (white.amax(0) + 1).tolist()
+    torch.testing.assert_close(moved.boxes_xyxy[0], torch.tensor([x0, y0, x1, y1]).float(), rtol=0, atol=1.6)
+
+
+def test_the_same_seed_gives_the_same_change_and_leaves_the_global_state_alone():
+    config = recipe("detr-xs")
+    change = Augmentation(config.augmentation, config.images)
+    image = torch.from_numpy(picture(128, 128)).permute(2, 0, 1)
+    target = Target(torch.tensor([[10.0, 10.0, 50.0, 60.0]]), torch.tensor([1]))
+    before = torch.get_rng_state()
+    first, again, other = (change(image, target, seed) for seed in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1].boxes_xyxy, again[1].boxes_xyxy)
+    assert not torch.equal(first[0], other[0])
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 5))
+def test_every_epoch_sees_every_sample_once_whatever_the_batch(count, batch, seed):
+    steps = -(-3 * count // batch)
+    seen = [each for step in range(steps) for each in step_samples(count, seed, step, batch)][: 3 * count]
+    for epoch in range(3):
+        assert sorted(i for e, i in seen if e == epoch) == list(range(count))
+    if count > 12:
+        assert seen[:count] != [(0, i) for _, i in seen[count : 2 * count]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_do_not_depend_on_where_a_run_starts_or_who_reads(workers):
+    config, dataset = recipe("detr-xs"), open_dataset(FEW, "train")
+    change = Augmentation(config.augmentation, config.images)
+    how = {"seed": 3, "batch": 5, "micro_batch": 3}
+    whole = training_steps(dataset, config.images, change, **how)
+    for _ in range(2):
+        next(whole)
+    later = training_steps(dataset, config.images, change, **how, start=2, workers=workers)
+    for _ in range(2):
+        for a, b in zip(next(whole), next(later), strict=True):
+            assert a.image_ids == b.image_ids
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.boxes_cxcywh, b.boxes_cxcywh)
+
+
+def test_evaluation_sees_every_image_once_in_order():
+    dataset = open_dataset(FEW, "train")
+    batches = list(evaluation_batches(dataset, recipe("detr-xs").images, 5))
+    assert [i for batch in batches for i in batch.image_ids] == list(range(1, 13))
+    first = dataset.annotations.target(0)
+    torch.testing.assert_close(batches[0].boxes_cxcywh[0, 0, 2] * 128, first.boxes_xyxy[0, 2] - first.boxes_xyxy[0, 0])
+
+
+def test_the_default_digits_are_fixed():
+    """Figures are compared on this set; a change here makes every earlier figure worthless."""
+    default = DigitsConfig()
+    assert (default.size, default.train, default.val, default.objects) == (128, 4000, 500, (1, 8))
+    train = open_dataset("generated:digits?train=60", "train")
+    boxes = train.annotations.boxes_xywh
+    assert [train.annotations.boxes_xywh[:3].tolist(), train.annotations.labels[:3].tolist()] == GOLDEN_BOXES
+    assert train.image(0).float().mean().item() == pytest.approx(GOLDEN_MEAN, abs=0.05)
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= 128).all()
+    assert boxes[:, 2:].max() <= 47
+    assert set(train.annotations.objects_per_image()) <= set(range(1, 9))
+
+
+def test_digits_do_not_overlap_and_scenes_do_not_depend_on_the_number():
+    few, many = open_dataset(FEW, "train"), open_dataset("generated:digits?train=20&val=5", "train")
+    assert torch.equal(few.image(7), many.image(7))
+    assert not torch.equal(few.image(0), open_dataset(FEW, "val").image(0))
+    for index in range(len(few)):
+        boxes = few.annotations.target(index).boxes_xyxy
+        low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+        high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+        shared = (high - low).clamp(min=0).prod(-1).fill_diagonal_(0)
+        assert not shared.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("generated:digit", "unknown generated data"),
+        ("generated:digits?sizes=3", r"unknown parameter sizes: did you mean size\?"),
+        ("generated:digits?size=x", "size = 'x'; expected a number"),
+        ("generated:digits?size=20", "digits of 14…47 pixels in a picture of 20"),
+        ("generated:digits?objects=9-3", "is no data set"),
+        ("generated:digits?train=1-2", "expected one number"),
+    ],
+)
+def test_generated_names_that_mean_nothing_are_refused(name, message):
+    with pytest.raises(InputError, match=message):
+        parse(name)
+
+
+def test_crowded_scenes_have_many_digits():
+    crowd = open_dataset("generated:digits?size=256&objects=40-60&digit=14-20&train=2", "train")
+    assert (crowd.annotations.objects_per_image() >= 30).all()
+
+
+def test_written_scenes_are_read_again_pixel_by_pixel(tmp_path):
+    assert write_generated(FEW, tmp_path / "set") == {"train": 12, "val": 5}
+    for split in ("train", "val"):
+        generated, read = open_dataset(FEW, split), open_dataset(str(tmp_path / "set"), split)
+        assert read.annotations.to_coco() == generated.annotations.to_coco()
+        assert all(torch.equal(read.image(i), generated.image(i)) for i in range(len(read)))
+    with pytest.raises(InputError, match="not empty"):
+        write_generated(FEW, tmp_path / "set")
+
+
+def test_a_set_without_validation_is_split_the_same_way_each_time(tmp_path):
+    write_generated(FEW, tmp_path)
+    (tmp_path / "annotations" / "val.json").unlink()
+    config = replace(recipe("detr-xs"), data=str(tmp_path), val_fraction=0.25)
+    train, val, notes = open_training_data(config)
+    assert (len(train), len(val)) == (9, 3)
+    assert notes == ["no validation split: 3 of 12 training images set aside at random (--val-fraction 0.25, --seed 0)"]
+    everything = sorted([*train.annotations.image_ids, *val.annotations.image_ids])
+    assert everything == list(range(1, 13))
+    again, _, _ = open_training_data(config)
+    assert again.annotations.image_ids.tolist() == train.annotations.image_ids.tolist()
+    whole = open_dataset(str(tmp_path), "train")
+    index = int(val.annotations.image_ids[1]) - 1
+    assert torch.equal(val.image(1), whole.image(index))
+
+
+def test_splits_with_other_categories_are_refused(tmp_path):
+    write_generated(FEW, tmp_path)
+    path = tmp_path / "annotations" / "val.json"
+    path.write_text(path.read_text().replace('"name": "3"', '"name": "three"'))
+    with pytest.raises(InputError, match="have different categories"):
+        open_training_data(replace(TrainConfig(), data=str(tmp_path)))
+
+
+def test_a_picture_of_another_size_than_stated_is_refused(tmp_path):
+    write_generated(FEW, tmp_path)
+    Image.new("RGB", (64, 128)).save(tmp_path / "train" / "000003.png")
+    dataset = open_dataset(str(tmp_path), "train")
+    with pytest.raises(InputError, match=r"000003.png: image 3 is 64 × 128 pixels, the annotations say 128 × 128"):
+        dataset.image(2)
+
+
+def test_images_stay_in_memory_only_when_all_fit():
+    dataset = open_dataset(FEW, "train")
+    reads = []
+    counted = Dataset(dataset.name, dataset.annotations, lambda i: reads.append(i) or dataset.image(i))
+    for gigabytes, expected in ((12 * 3 * 128**2 / 1e9, 1), (12 * 3 * 128**2 / 1e9 * 0.99, 2)):
+        reads.clear()
+        kept = counted.keep(gigabytes)
+        assert torch.equal(kept.image(4), kept.image(4))
+        assert len(reads) == expected

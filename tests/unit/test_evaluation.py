@@ -1,0 +1,151 @@
+"""COCO's numbers: equal to pycocotools on random sets, right where it is wrong or crashes."""
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lucidetr.categories import Categories
+from lucidetr.data.annotations import Annotations
+from lucidetr.errors import InputError
+from lucidetr.evaluation.coco import NUMBERS, evaluate
+from lucidetr.evaluation.detect import speak
+from lucidetr.structures import Detections
+
+
+def make_set(seed, images=6, first_annotation_id=1):
+    """Return random annotations with crowds, empty images, gaps in the ids and boxes of every size, and detections
+    near them, with ties in score and more than 100 in one image."""
+    random = np.random.default_rng(seed)
+    categories = Categories(ids=(2, 5, 9), names=("a", "b", "c"))
+    counts = random.integers(0, 7, images)
+    total = int(counts.sum())
+    sides = random.choice([8.0, 31.9, 32.0, 60.0, 96.0, 130.0], (total, 2))
+    boxes = np.concatenate([random.integers(0, 300, (total, 2)).astype(float), sides], 1)
+    annotations = Annotations(
+        categories=categories,
+        folder=Path("."),
+        image_ids=np.sort(random.choice(1000, images, replace=False)),
+        file_names=np.array([f"{i}.jpg" for i in range(images)]),
+        sizes=np.full((images, 2), 512),
+        starts=np.concatenate([[0], np.cumsum(counts)]),
+        annotation_ids=np.arange(total) + first_annotation_id,
+        boxes_xywh=boxes,
+        labels=random.integers(0, 3, total),
+        areas=boxes[:, 2] * boxes[:, 3] * random.choice([1.0, 0.7], total),
+        crowd=random.random(total) < 0.15,
+    )
+    found = []
+    for index in range(images):
+        number = 120 if index == 0 else int(random.integers(0, 12))
+        rows = annotations.rows(index)
+        near = boxes[rows][random.integers(0, max(counts[index], 1), number)] if counts[index] else np.ones((number, 4))
+        near = near + random.normal(0, 6, (number, 4)) * (random.random((number, 1)) < 0.8)
+        near[:, 2:] = near[:, 2:].clip(2)
+        corners = np.concatenate([near[:, :2], near[:, :2] + near[:, 2:]], 1)
+        found.append(
+            Detections(
+                boxes_xyxy=torch.from_numpy(corners),
+                scores=torch.from_numpy(random.integers(1, 20, number) / 20),
+                labels=torch.from_numpy(random.integers(0, 3, number)),
+                categories=categories,
+            )
+        )
+    return annotations, found
+
+
+def ask_pycocotools(annotations, found):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    rows = [row for i, each in zip(annotations.image_ids.tolist(), found, strict=True) for row in each.to_coco(i)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = annotations.to_coco()
+        truth.createIndex()
+        run = COCOeval(truth, truth.loadRes(rows), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return run
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_equal_to_pycocotools_on_random_sets(seed):
+    annotations, found = make_set(seed)
+    mine, theirs = evaluate(annotations, found), ask_pycocotools(annotations, found)
+    expected = {n: None if v == -1 else v for n, v in zip(NUMBERS, theirs.stats.tolist(), strict=True)}
+    assert mine.numbers == pytest.approx(expected, abs=1e-12)
+    for name in ("precision", "recall", "scores"):
+        np.testing.assert_allclose(getattr(mine, name), theirs.eval[name], rtol=0, atol=1e-12)
+    for k, name in enumerate(annotations.categories.names):
+        there = theirs.eval["precision"][:, :, k, 0, 2]
+        assert mine.per_class[name]["AP"] == pytest.approx(there[there > -1].mean() if (there > -1).any() else None)
+
+
+def test_an_annotation_id_of_zero_changes_nothing():
+    """pycocotools takes a match with annotation 0 for no match."""
+    zero, found = make_set(3, first_annotation_id=0)
+    one, _ = make_set(3, first_annotation_id=1)
+    assert evaluate(zero, found).numbers == evaluate(one, found).numbers
+
+
+def nothing(annotations):
+    empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), annotations.categories)
+    return [empty] * len(annotations)
+
+
+def test_nothing_detected_is_zero_and_no_crash():
+    annotations, _ = make_set(1)
+    metrics = evaluate(annotations, nothing(annotations))
+    assert {metrics.numbers[n] for n in NUMBERS} <= {0.0, None}
+    assert metrics.average_precision == 0
+    assert metrics.detections == 0
+
+
+def test_no_objects_at_all_is_said_and_no_number_is_made_up():
+    annotations, found = make_set(1)
+    empty = annotations.subset(np.flatnonzero(np.diff(annotations.starts) == 0))
+    if not len(empty):
+        pytest.fail("the random set has no empty image; take another seed")
+    metrics = evaluate(empty, found[: len(empty)])
+    assert set(metrics.numbers.values()) == {None}
+    assert metrics.average_precision == 0
+
+
+def test_the_truth_itself_has_an_average_precision_of_one():
+    annotations, _ = make_set(2)
+    perfect = []
+    for index in range(len(annotations)):
+        rows = annotations.rows(index)
+        boxes = torch.from_numpy(annotations.boxes_xywh[rows])[~annotations.crowd[rows]]
+        corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        labels = torch.from_numpy(annotations.labels[rows][~annotations.crowd[rows]])
+        perfect.append(Detections(corners, torch.ones(len(labels)), labels, annotations.categories))
+    metrics = evaluate(annotations, perfect)
+    assert metrics.numbers["AP"] == pytest.approx(1)
+    assert metrics.objects == int((~annotations.crowd).sum())
+
+
+def test_predictions_for_other_images_are_refused():
+    annotations, found = make_set(1)
+    with pytest.raises(InputError, match="5 images were predicted, 6 are to be evaluated"):
+        evaluate(annotations, found[:5])
+    strange = Categories(ids=(77,), names=("z",))
+    odd = [Detections(torch.ones(1, 4), torch.ones(1), torch.zeros(1, dtype=torch.long), strange)] * 6
+    with pytest.raises(InputError, match=r"category id 77; the data set knows \[2, 5, 9\]"):
+        evaluate(annotations, odd)
+
+
+def test_a_model_with_more_classes_speaks_the_data_sets_names():
+    mine = Categories(ids=(1, 2, 3), names=("dog", "cat", "cow"))
+    theirs = Categories(ids=(10, 20), names=("cow", "dog"))
+    found = [Detections(torch.rand(3, 4), torch.rand(3), torch.tensor([0, 1, 2]), mine)]
+    spoken = speak(found, mine, theirs)[0]
+    assert spoken.names == ["dog", "cow"]
+    assert spoken.category_ids == [20, 10]
+    with pytest.raises(InputError, match="no category has the same name"):
+        speak(found, mine, Categories(ids=(1,), names=("horse",)))

@@ -1,0 +1,104 @@
+"""Attention, positions and norms: padding never shows, widths are free."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lucidetr.errors import InputError
+from lucidetr.layers.attention import MultiHeadAttention
+from lucidetr.layers.norms import FrozenBatchNorm2d, group_norm
+from lucidetr.layers.positions import LearnedPosition, SinePosition
+from lucidetr.layers.residual import NoNorm, PostNorm, PreNorm
+
+
+def test_padded_keys_are_not_seen():
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(d_model=16, num_heads=2, head_dim=8, dropout=0.0)
+    query, key, value = torch.randn(2, 3, 16), torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    padding = torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
+    before = attention(query, key, value, key_padding=padding)
+    key[0, 3:], value[0, 3:] = 1e3, -1e3
+    torch.testing.assert_close(attention(query, key, value, key_padding=padding), before)
+    torch.testing.assert_close(before[:1], attention(query[:1], key[:1, :3], value[:1, :3]))
+
+
+def test_head_width_is_free_of_the_model_width():
+    attention = MultiHeadAttention(d_model=12, num_heads=11, head_dim=5, dropout=0.0)
+    assert attention.query.weight.shape == (55, 12)
+    assert attention(*(torch.randn(1, 4, 12),) * 3).shape == (1, 4, 12)
+
+
+def test_attention_starts_at_the_scale_of_one_packed_matrix():
+    torch.manual_seed(0)
+    d_model = 256
+    attention = MultiHeadAttention(d_model, num_heads=8, head_dim=32, dropout=0.0)
+    packed = torch.empty(3 * d_model, d_model)
+    nn.init.xavier_uniform_(packed)
+    for part in (attention.query, attention.key, attention.value):
+        assert part.weight.std().item() == pytest.approx(packed.std().item(), rel=0.02)
+        assert not part.bias.any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 6), st.integers(0, 6))
+def test_sine_positions_do_not_feel_the_padding(height, width, below, right):
+    position = SinePosition(d_model=16)
+    alone = torch.zeros(1, height, width, dtype=torch.bool)
+    padded = torch.ones(1, height + below, width + right, dtype=torch.bool)
+    padded[:, :height, :width] = False
+    inside = position(padded, torch.float64)[:, :, :height, :width]
+    torch.testing.assert_close(inside, position(alone, torch.float64))
+
+
+def test_sine_positions_are_the_papers_waves():
+    encoding = SinePosition(d_model=8)(torch.zeros(1, 3, 5, dtype=torch.bool), torch.float64)[0]
+    row, column = 2, 4  # counted from 1 they are 3 of 3 and 5 of 5: the whole circle
+    angle_y, angle_x = 3 / (3 + 1e-6) * 2 * math.pi, 5 / (5 + 1e-6) * 2 * math.pi
+    expected = [f(a / 10000 ** (2 * i / 4)) for a in (angle_y, angle_x) for i in range(2) for f in (math.sin, math.cos)]
+    torch.testing.assert_close(encoding[:, row, column], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_learned_positions_are_one_vector_a_row_and_one_a_column():
+    position = LearnedPosition(d_model=8, table=6)
+    padding = torch.zeros(2, 4, 6, dtype=torch.bool)
+    padding[1, 2:] = True
+    encoding = position(padding, torch.float32)
+    assert encoding.shape == (2, 8, 4, 6)
+    assert torch.equal(encoding[0, :4, 2, 5], position.row[2])
+    assert torch.equal(encoding[0, 4:, 2, 5], position.column[5])
+    assert torch.equal(encoding[0], encoding[1])
+    with pytest.raises(InputError, match=r"4 × 7 is larger .* of 6: set model.position_table to at least 7"):
+        position(torch.zeros(1, 4, 7, dtype=torch.bool), torch.float32)
+
+
+def test_frozen_batch_norm_equals_batch_norm_in_evaluation_and_has_no_parameters():
+    torch.manual_seed(0)
+    batch_norm = nn.BatchNorm2d(6).eval()
+    for values in (batch_norm.weight.data, batch_norm.bias.data, batch_norm.running_mean):
+        values.normal_()
+    batch_norm.running_var.uniform_(0.5, 2)
+    frozen = FrozenBatchNorm2d(6)
+    state = {name: value for name, value in batch_norm.state_dict().items() if name != "num_batches_tracked"}
+    frozen.load_state_dict(state)
+    x = torch.randn(2, 6, 5, 4)
+    torch.testing.assert_close(frozen.train()(x), batch_norm(x), rtol=1e-5, atol=1e-5)
+    assert not list(frozen.parameters())
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 4), (32, 16), (64, 32), (2048, 32)])
+def test_no_group_has_one_channel(channels, groups):
+    assert group_norm(channels).num_groups == groups
+
+
+def test_residual_paths():
+    x = torch.randn(1, 3, 4)
+    for path, expected in (
+        (PostNorm(4, 0.0), lambda p: p.norm(x + 2 * x)),
+        (PreNorm(4, 0.0), lambda p: x + 2 * p.norm(x)),
+        (NoNorm(4, 0.0), lambda p: 3 * x),
+    ):
+        torch.testing.assert_close(path(x, lambda y: 2 * y), expected(path))

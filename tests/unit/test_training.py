@@ -1,0 +1,157 @@
+"""The parts of training: average, rate, checkpoints, the length of a run."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lucidetr.categories import Categories
+from lucidetr.config import ModelCard, OptimiserConfig
+from lucidetr.errors import InputError
+from lucidetr.models.detr import DETR
+from lucidetr.recipes import recipe
+from lucidetr.training.checkpoint import load_model, save_model, save_tensors, save_training, training_checkpoints
+from lucidetr.training.ema import MovingAverage
+from lucidetr.training.loop import check_length, count_steps
+from lucidetr.training.optimiser import build_optimiser, freeze, rate
+from lucidetr.training.precision import choose_device, choose_precision
+
+
+def small_model():
+    config = recipe("detr-xs").model
+    return replace(config, backbone=replace(config.backbone, width=4), d_model=8, num_heads=1, head_dim=8)
+
+
+def test_the_average_follows_its_horizon():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    average = MovingAverage(model, horizon=0.05)
+    nn.init.ones_(model.weight)
+    for _ in range(1000):
+        average.update(model, expected_steps=1000)
+    assert average.model.weight.item() == pytest.approx(1, abs=1e-6)  # the start is forgotten
+    nn.init.zeros_(model.weight)
+    for _ in range(50):  # one horizon: 5 % of 1000
+        average.update(model, expected_steps=1000)
+    assert average.model.weight.item() == pytest.approx(0.364, abs=0.01)  # (1 - 1/50)^50, about 1/e
+
+
+def test_the_average_holds_batch_norm_statistics_too():
+    model = nn.BatchNorm2d(2)
+    average = MovingAverage(model, horizon=0.01)
+    for _ in range(30):
+        model(torch.randn(4, 2, 3, 3) + 5)
+        average.update(model, expected_steps=30)
+    assert (average.model.running_mean - model.running_mean).abs().max() < 0.5
+    assert average.model.num_batches_tracked == 30
+
+
+def test_the_rate_of_the_paper_drops_once():
+    paper = OptimiserConfig()
+    assert [rate(epoch / 300, paper) for epoch in (0, 199, 201, 299)] == [1.0, 1.0, 0.1, 0.1]
+
+
+def test_backbone_and_rest_have_their_own_rates_and_frozen_parts_none():
+    model = DETR(small_model())
+    freeze(model, ("backbone.stem", "encoder"))
+    optimiser = build_optimiser(model, OptimiserConfig(lr=1e-4, backbone_lr=1e-5))
+    rates = {p: group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith(("backbone.stem.", "encoder."))
+        expected = None if frozen else 1e-5 if name.startswith("backbone.") else 1e-4
+        assert rates.get(parameter) == expected, name
+
+
+def test_a_part_that_is_none_cannot_be_frozen():
+    with pytest.raises(InputError, match=r"--freeze 'backbone.stages.9' is no part of the model: did you mean"):
+        freeze(DETR(small_model()), ("backbone.stages.9",))
+    model = DETR(small_model())
+    freeze(model, ("backbone", "projection", "encoder", "queries", "decoder", "heads"))
+    with pytest.raises(InputError, match="every part of the model is frozen"):
+        build_optimiser(model, OptimiserConfig())
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [
+        ({}, "given: none"),
+        ({"steps": 3, "epochs": 2.0}, "--epochs 2, --steps 3"),
+        ({"steps": -3}, "--steps -3"),
+    ],
+)
+def test_a_run_needs_one_length(length, said):
+    with pytest.raises(InputError, match=rf"Give one of --epochs, --steps, --minutes above 0 \(.*{said}\)"):
+        check_length(replace(recipe("detr-xs"), out="x", **length))
+
+
+def test_epochs_become_steps():
+    config = replace(recipe("detr-xs"), epochs=2.0, batch=16)
+    assert count_steps(config, 100) == 13
+    assert count_steps(replace(config, epochs=0.0, minutes=3.0), 100) == 0
+
+
+def card():
+    categories = Categories(ids=(3, 4), names=("x", "y"))
+    return ModelCard(small_model(), recipe("detr-xs").images, categories, "detr-xs", 5, {"AP": 0.25})
+
+
+def test_models_come_back_with_their_card(tmp_path):
+    state = DETR(small_model()).state_dict()
+    save_model(tmp_path / "best.safetensors", state, card())
+    for path in (tmp_path, tmp_path / "best.safetensors"):
+        tensors, read = load_model(path)
+        assert read == card()
+        assert tensors.keys() == state.keys()
+        assert all(torch.equal(tensors[name], state[name]) for name in state)
+    assert json.loads((tmp_path / "best.json").read_text())["categories"] == {"ids": [3, 4], "names": ["x", "y"]}
+
+
+def test_files_that_are_no_model_say_so(tmp_path):
+    with pytest.raises(InputError, match="has this run been trained"):
+        load_model(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      trailing")
+    with pytest.raises(InputError, match=r"a\.safetensors: not a readable safetensors file"):
+        load_model(tmp_path / "a.safetensors")
+    save_tensors(tmp_path / "b.safetensors", {"a": torch.zeros(1)}, {})
+    with pytest.raises(InputError, match="carry no lucidetr card"):
+        load_model(tmp_path / "b.safetensors")
+    save_tensors(tmp_path / "c.safetensors", {"a": torch.zeros(1)}, {"card": '{"schema": 99}'})
+    with pytest.raises(InputError, match="written by a newer lucidetr"):
+        load_model(tmp_path / "c.safetensors")
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"a": torch.zeros(2)}, {})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"a\.safetensors: cannot be written \(No space left on device\)"):
+        save_tensors(path, {"a": torch.ones(2)}, {})
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_only_the_newest_training_checkpoints_are_kept(tmp_path):
+    for step in (5, 10, 100, 20):
+        save_training(tmp_path, step, {"a": torch.zeros(1)}, {"step": step})
+    assert sorted(step for step, _ in training_checkpoints(tmp_path)) == [20, 100]
+
+
+def test_precision_follows_the_machine(monkeypatch):
+    cpu = torch.device("cpu")
+    for amx, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        assert choose_precision("auto", cpu) == expected
+    assert choose_precision("bf16", cpu) == "bf16"
+    with pytest.raises(InputError, match="--device cuda:99 cannot be used here"):
+        choose_device("cuda:99")
+    with pytest.raises(InputError, match="--device tpux cannot be used here"):
+        choose_device("tpux")
