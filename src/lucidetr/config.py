@@ -29,8 +29,8 @@ MODEL_LEAST = {
 class BackboneConfig:
     """Choose the network that turns pixels into features."""
 
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    """ResNet depth (He et al. 2015)."""
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet50"
+    """ResNet (He et al. 2015) by depth, or the small EfficientNet-Lite0 whose ImageNet weights install by name."""
     width: int = 64
     """Channels of the stem; the four stages have 1, 2, 4 and 8 times as many (four times that in a bottleneck)."""
     norm: Literal["frozen_batch", "batch", "group"] = "frozen_batch"
@@ -178,6 +178,11 @@ class TrainConfig:
     """Images per optimiser step, over everything."""
     micro_batch: int = 2
     """Images per forward pass; the batch is reached by accumulating gradients."""
+    weights: str = ""
+    """Start from these: a run or model of ours, a facebookresearch or torchvision .pth, a Hugging Face folder, the
+    word efficientnet-lite0 (extra "pretrained"), or an https address (with --weights-sha256). Full detectors and
+    backbones both do."""
+    weights_sha256: str = ""
     freeze: tuple[str, ...] = ()
     """Parts that do not learn, by name: backbone.stem backbone.stages.0 encoder …"""
     evaluations: int = 10
@@ -185,8 +190,10 @@ class TrainConfig:
     overfit: int = 0
     """Take only the first N training images, evaluate on the same, augment nothing: AP must go to 1."""
     seed: int = 0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     """auto: bf16 where the machine has matrix units for it."""
+    engine: Literal["fast", "reference"] = "fast"
+    """reference: the model written out in plain arithmetic; same numbers, many times slower."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     workers: int = 0

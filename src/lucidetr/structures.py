@@ -40,10 +40,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device) -> "Batch":
-        """Return the same batch with images and objects on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("images", "padding", "boxes_cxcywh", "labels")}
-        return replace(self, **moved)
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Batch":
+        """Return the same batch with images and objects on `device`, images and boxes as `dtype`."""
+        floats = {name: getattr(self, name).to(device, dtype) for name in ("images", "boxes_cxcywh")}
+        return replace(self, **floats, padding=self.padding.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,6 @@
 """The command line as a user meets it: quick help, clear refusals, nothing changed that was not asked for."""
 
-import contextlib
 import hashlib
-import io
 import json
 import shutil
 import subprocess
@@ -12,26 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lucidetr.cli import main
+from surface_tools import lucidetr
 
 TINY = "generated:digits?size=64&digit=14-24&objects=1-3&train=8&val=4"
 SMALL = ["--images.size", "64", "--images.max-size", "64", "--model.d-model", "32", "--model.head-dim", "8"]
 SMALL += ["--model.backbone.width", "8", "--model.feed-forward", "64", "--micro-batch", "8", "--evaluations", "1"]
-
-
-def lucidetr(*arguments, cwd=None, status=0):
-    """Run the command line in this process and return what it printed on both streams."""
-    with pytest.MonkeyPatch.context() as patch, io.StringIO() as out, io.StringIO() as err:
-        patch.setattr(sys, "argv", ["lucidetr", *map(str, arguments)])
-        patch.chdir(cwd or Path.cwd())
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main()
-                code = 0
-            except SystemExit as stop:
-                code = stop.code or 0
-        assert code == status, out.getvalue() + err.getvalue()
-        return out.getvalue() if status == 0 else err.getvalue() + out.getvalue()
 
 
 def tree(folder):
@@ -66,7 +49,7 @@ def test_a_mistake_is_one_line_and_status_2_in_a_process_of_its_own():
     done = subprocess.run([sys.executable, "-m", "lucidetr", "trian"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        "lucidetr: unknown verb trian: did you mean train? Known: data, demo, eval, predict, recipes, train\n"
+        "lucidetr: unknown verb trian: did you mean train? Known: convert, data, demo, eval, predict, recipes, train\n"
     )
 
 

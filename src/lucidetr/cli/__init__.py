@@ -13,6 +13,7 @@ lucidetr: DETR from scratch that you can read, train on one machine, and look in
   lucidetr eval RUN --data DATA --split val      COCO's twelve numbers, and AP by category
   lucidetr predict RUN PICTURE|FOLDER … --out DIR
                                                  draw what it finds, write detections.json
+  lucidetr convert SOURCE OUT                    other projects' weights to ours, or ours to theirs
   lucidetr data write generated:digits DIR       write generated scenes as a COCO folder
   lucidetr recipes                               the named models and their sizes
 
@@ -25,6 +26,7 @@ VERBS = {
     "train": "lucidetr.cli.train",
     "eval": "lucidetr.cli.evaluate",
     "predict": "lucidetr.cli.predict",
+    "convert": "lucidetr.cli.convert",
     "data": "lucidetr.cli.data",
     "recipes": "lucidetr.cli.recipes",
 }

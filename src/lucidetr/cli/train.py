@@ -16,8 +16,9 @@ def run(arguments: list[str]) -> None:
     name, *options = arguments
     config = tyro.cli(TrainConfig, default=recipe(name), args=options, prog=f"lucidetr train {name}")
 
+    from lucidetr.cli.engines import choose_engine
     from lucidetr.inspection.curves import draw_curves
     from lucidetr.training.loop import train
 
-    folder = train(config)
+    folder = train(config, choose_engine(config.engine))
     print(f"curves: {draw_curves(folder, folder / 'curves.png')}")

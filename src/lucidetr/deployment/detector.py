@@ -9,6 +9,7 @@ import torch
 from lucidetr.config import ModelCard
 from lucidetr.data.decoding import as_image
 from lucidetr.data.preprocessing import make_batch, prepare
+from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.models.postprocess import postprocess
 from lucidetr.structures import Detections
@@ -51,6 +52,8 @@ class Detector:
 def load(path: str | Path, device: str = "auto", precision: str = "auto") -> Detector:
     """Load a detector from a run's folder or a model file."""
     tensors, card = load_model(Path(path))
+    if not card.categories:
+        raise InputError(f"{path}: these are the weights of a backbone alone; train a detector from them by --weights")
     with torch.device("meta"):
         model = DETR(card.model)
     model.load_state_dict(tensors, assign=True)

@@ -28,13 +28,13 @@ def detect(
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Detections]:
     """Return the detections of every image of a split; the model's training mode is left as it was."""
-    device = next(model.parameters()).device
+    some = next(model.parameters())
     was_training = model.training
     model.eval()
     found: list[Detections] = []
     try:
         for part in evaluation_batches(dataset, images, batch):
-            moved = part.to(device)
+            moved = part.to(some.device, some.dtype)
             with precision():
                 predictions = model(moved.images, moved.padding)
             found += postprocess(predictions, part.sizes, categories)

@@ -30,8 +30,13 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a group norm of 32 groups, fewer where that would leave one channel in a group (Wu & He 2018)."""
-    return nn.GroupNorm(min(32, channels // 2), channels)
+    """Return a group norm of 32 groups, fewer where they would not divide the channels or hold one each (Wu & He 2018).
+
+    >>> [group_norm(channels).num_groups for channels in (2048, 32, 144)]
+    [32, 16, 24]
+    """
+    groups = next(groups for groups in range(min(32, channels // 2), 0, -1) if channels % groups == 0)
+    return nn.GroupNorm(groups, channels)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {

@@ -8,6 +8,7 @@ from lucidetr.config import ModelConfig
 from lucidetr.layers.positions import LearnedPosition, SinePosition
 from lucidetr.models.backbones import ResNet
 from lucidetr.models.decoder import Decoder
+from lucidetr.models.efficientnet import EfficientNetLite
 from lucidetr.models.encoder import Encoder
 from lucidetr.models.heads import Heads
 from lucidetr.models.queries import LearnedQueries
@@ -23,7 +24,7 @@ class DETR(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.backbone = ResNet(config.backbone)
+        self.backbone = (EfficientNetLite if config.backbone.name == "efficientnet_lite0" else ResNet)(config.backbone)
         self.projection = nn.Conv2d(self.backbone.channels, config.d_model, kernel_size=1)
         self.position = (
             SinePosition(config.d_model)

@@ -18,6 +18,7 @@ from torch import Tensor
 from lucidetr.config import CARD_SCHEMA, ModelCard, from_dict, to_dict
 from lucidetr.errors import InputError
 
+MODEL_FILES = ("best.safetensors", "last.safetensors")  # in the order of preference
 KEPT = 2  # training checkpoints
 
 
@@ -52,10 +53,17 @@ def save_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:
     write_atomically(path.with_suffix(".json"), text.encode())
 
 
+def has_card(path: Path) -> bool:
+    """Say whether this is a model of ours: a run's folder, or a safetensors file with a card inside."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in MODEL_FILES)
+    return path.suffix == ".safetensors" and "card" in load_tensors(path)[1]
+
+
 def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     """Read a model's weights and card; `path` is the file, or a run's folder whose best (else last) model counts."""
     if path.is_dir():
-        found = [path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()]
+        found = [path / name for name in MODEL_FILES if (path / name).is_file()]
         if not found:
             raise InputError(f"{path}: no best.safetensors or last.safetensors in it; has this run been trained?")
         path = found[0]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lucidetr.config import ModelCard, TrainConfig
-from lucidetr.criterion.set_loss import Losses, normalisers, set_loss
+from lucidetr.conversion.start import start_from
+from lucidetr.criterion.set_loss import normalisers
 from lucidetr.data.batching import training_steps
-from lucidetr.data.dataset import Dataset, open_training_data
+from lucidetr.data.dataset import open_training_data
 from lucidetr.data.transforms import Augmentation
 from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import Metrics, evaluate
 from lucidetr.evaluation.detect import detect
 from lucidetr.models.detr import DETR
-from lucidetr.recipes import from_scratch
 from lucidetr.structures import Batch
 from lucidetr.training.checkpoint import (
     load_newest_training,
@@ -29,10 +29,12 @@ from lucidetr.training.checkpoint import (
     write_atomically,
 )
 from lucidetr.training.ema import MovingAverage
+from lucidetr.training.engine import FAST, Engine
 from lucidetr.training.optimiser import build_optimiser, freeze, rate, set_rate
 from lucidetr.training.precision import autocast, choose_device, choose_precision
 from lucidetr.training.progress import ProgressLine, duration
 from lucidetr.training.run_log import RunLog, describe_run, prepare_folder
+from lucidetr.training.start import fit_to_data, fit_to_weights, load_start
 
 LOG_EVERY = 10  # optimiser steps between lines of metrics.jsonl
 
@@ -62,11 +64,11 @@ class Clock:
         return self.seconds / self.progress - self.seconds if self.progress else 0.0
 
 
-def train(config: TrainConfig) -> Path:
-    """Train a detector as the config says and return the run's folder."""
+def train(config: TrainConfig, engine: Engine = FAST) -> Path:
+    """Train a detector as the config says and return the run's folder; `engine` computes predictions and loss."""
     line = ProgressLine()
     try:
-        return Run(config, line).train()
+        return Run(config, line, engine).train()
     finally:
         line.close()
 
@@ -74,23 +76,30 @@ def train(config: TrainConfig) -> Path:
 class Run:
     """Hold everything that moves during a run."""
 
-    def __init__(self, config: TrainConfig, line: ProgressLine):
-        self.line, self.folder = line, Path(config.out)
+    def __init__(self, config: TrainConfig, line: ProgressLine, engine: Engine):
+        self.line, self.folder, self.engine = line, Path(config.out), engine
         check_length(config)
         prepare_folder(self.folder, config)
 
         asked = config
         self.train_set, self.val_set, notes = open_training_data(config)
-        config, changes = fit_to_data(config, self.train_set)
-        for note in notes + changes:
-            line.say(note)
+        start = load_start(config)
+        config, fitted = fit_to_weights(config, start.card if start else None)
+        config, adapted = fit_to_data(config, self.train_set)
+        notes += [*(start.notes if start else ()), *fitted, *adapted]
         self.config = config
 
         self.device = choose_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
         self.autocast = autocast(self.precision, self.device)
+        self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
         torch.manual_seed(config.seed)
-        self.model = DETR(config.model).to(self.device).to(memory_format=torch.channels_last)
+        model = DETR(config.model)
+        if start:
+            notes += start_from(model, start.state, start.card, self.train_set.annotations.categories)
+        for note in notes:
+            line.say(note)
+        self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         freeze(self.model, config.freeze)
         self.optimiser = build_optimiser(self.model, config.optimiser)
         horizon = config.optimiser.ema
@@ -151,12 +160,12 @@ class Run:
         set_rate(self.optimiser, rate(self.clock.progress, config.optimiser))
         counts = [count for part in parts for count in part.counts.tolist()]
         norm = normalisers(counts, config.model.num_queries, config.loss)
-        losses: list[Losses] = []
+        losses = []
         for part in parts:
-            batch = part.to(self.device)
+            batch = part.to(self.device, self.dtype)
             with self.autocast():
-                predictions = self.model(batch.images, batch.padding)
-            losses.append(set_loss(predictions, batch, norm, config.loss))
+                predictions = self.engine.forward(self.model, batch)
+            losses.append(self.engine.loss(predictions, batch, norm, config.loss))
             losses[-1].total.backward()
         learning = [p for p in self.model.parameters() if p.requires_grad]
         gradient = nn.utils.clip_grad_norm_(learning, config.optimiser.clip or float("inf"))
@@ -218,11 +227,9 @@ class Run:
         self.save(
             shipped, metrics, ModelCard(config.model, config.images, categories, config.recipe, clock.step, numbers)
         )
-        self.line.show(
-            clock.progress,
-            f"step {clock.step}  AP {metrics.average_precision:.3f}  AP50 {metrics.numbers['AP50'] or 0:.3f}  "
-            f"after {duration(clock.seconds)} of training",
-            now=True,
+        self.line.say(
+            f"{clock.progress:4.0%}  step {clock.step}  AP {metrics.average_precision:.3f}  "
+            f"AP50 {metrics.numbers['AP50'] or 0:.3f}  after {duration(clock.seconds)} of training"
         )
 
     def save(self, shipped: nn.Module, metrics: Metrics, card: ModelCard) -> None:
@@ -285,24 +292,3 @@ def check_length(config: TrainConfig) -> None:
 def count_steps(config: TrainConfig, images: int) -> int:
     """Return the steps of a run given by steps or epochs, 0 for one given by minutes."""
     return config.steps or -(-int(config.epochs * images) // config.batch)
-
-
-def fit_to_data(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, list[str]]:
-    """Return the config with the data's number of classes and a batch that the data can fill, and what changed."""
-    config, changes = from_scratch(config)
-    notes = [f"from random weights: {', '.join(changes)}"] if changes else []
-    classes = len(dataset.annotations.categories)
-    config = replace(config, model=replace(config.model, num_classes=classes))
-    if config.batch > len(dataset):
-        notes.append(f"batch {config.batch} is more than the {len(dataset)} images there are: batch {len(dataset)}")
-        config = replace(config, batch=len(dataset))
-    config = replace(config, micro_batch=min(config.micro_batch, config.batch))
-    objects = dataset.annotations.objects_per_image()
-    queries = config.model.num_queries
-    if (objects > queries).any():
-        crowded = int((objects > queries).sum())
-        notes.append(
-            f"warning: {crowded} of {len(objects)} images have more objects (up to {objects.max()}) than the model has "
-            f"queries ({queries}); the rest can never be found: set --model.num-queries above {objects.max()}"
-        )
-    return config, notes

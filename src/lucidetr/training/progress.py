@@ -17,7 +17,8 @@ class ProgressLine:
         self.live: Progress | None = None
         self.last_plain = -PLAIN_EVERY
         if sys.stdout.isatty():
-            self.live = Progress(BarColumn(), TextColumn("{task.description}"), console=self.console)
+            columns = (BarColumn(bar_width=20), TextColumn("{task.percentage:3.0f}%  {task.description}"))
+            self.live = Progress(*columns, console=self.console, transient=True)
             self.task = self.live.add_task("", total=1.0)
             self.live.start()
 
@@ -25,13 +26,13 @@ class ProgressLine:
         """Print a line that stays."""
         self.console.print(text, markup=False)
 
-    def show(self, progress: float, text: str, *, now: bool = False) -> None:
-        """Show the present state; outside a terminal only every few seconds, or when `now`."""
+    def show(self, progress: float, text: str) -> None:
+        """Show the present state; outside a terminal only every few seconds."""
         if self.live:
             self.live.update(self.task, completed=progress, description=text)
-        elif now or time.monotonic() - self.last_plain >= PLAIN_EVERY:
+        elif time.monotonic() - self.last_plain >= PLAIN_EVERY:
             self.last_plain = time.monotonic()
-            self.console.print(f"{progress:4.0%}  {text}", markup=False)
+            self.say(f"{progress:4.0%}  {text}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""

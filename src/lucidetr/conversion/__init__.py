@@ -1,0 +1,1 @@
+"""Published weights: facebookresearch, Hugging Face, torchvision and EfficientNet-Lite names to ours and back."""

@@ -1,0 +1,100 @@
+"""Start a model from other weights: a whole detector, or its backbone only."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lucidetr.categories import Categories
+from lucidetr.config import BackboneConfig, ModelCard, ModelConfig, difference
+from lucidetr.conversion.names import COUNTER, backbone_only, listed, shape, without
+from lucidetr.errors import InputError
+from lucidetr.models.detr import DETR
+
+CLASS_HEAD = ("heads.category.weight", "heads.category.bias")
+QUERIES = "queries.position"
+# fields of the config that the function sees to itself, or that no tensor depends on
+FREE = {"num_classes", "num_queries", "dropout", "position_table", "backbone.norm"}
+
+
+def start_from(model: DETR, state: Mapping[str, Tensor], card: ModelCard, categories: Categories) -> list[str]:
+    """Copy weights into a freshly made model and return a sentence for each thing that is not as it was.
+
+    `categories` are the model's; `state` and `card` belong to the weights. Categories of equal names
+    keep their rows of the class head, the slot for no object keeps its own; other rows stay fresh. Queries stay
+    fresh where their number differs. Any other difference is an InputError that names it.
+    """
+    config, state = model.config, without(state, suffixes=(COUNTER,))
+    if backbone_only(state):
+        _check_backbone(card.model.backbone, config.backbone)
+        targets = {name: t for name, t in _targets(model).items() if name.startswith("backbone.")}
+        notes = [f"the backbone starts from {card.recipe}; the rest is new"]
+    else:
+        _check_model(card.model, config)
+        targets, notes = _targets(model), [f"all weights start from {card.recipe}"]
+        if config.num_queries != card.model.num_queries:
+            del targets[QUERIES], state[QUERIES]
+            notes.append(f"the {config.num_queries} queries are new: the weights have {card.model.num_queries}")
+        if categories.names != card.categories.names:
+            notes.append(_adapt_class_head(targets, state, card.categories, categories))
+    _copy(targets, state)
+    return notes
+
+
+def _targets(model: DETR) -> dict[str, Tensor]:
+    return without(model.state_dict(), suffixes=(COUNTER,))
+
+
+def _adapt_class_head(
+    targets: dict[str, Tensor], state: dict[str, Tensor], known: Categories, wanted: Categories
+) -> str:
+    """Replace the weights' class head by one for the wanted categories, and say how much of it is new."""
+    kept = [(label, known.names.index(name)) for label, name in enumerate(wanted.names) if name in known.names]
+    rows = [*kept, (len(wanted), len(known))]  # the last row of each: no object
+    new, old = (torch.tensor(labels) for labels in zip(*rows, strict=True))
+    for name in CLASS_HEAD:
+        fresh = targets[name].detach().clone()
+        fresh[new.to(fresh.device)] = state[name][old].to(fresh)
+        state[name] = fresh
+    if not kept:
+        return "the class head is new: no category has a name that the weights know"
+    names = [wanted.names[label] for label, _ in kept]
+    return f"the class head is new but for {len(kept)} of {len(wanted)} categories of equal name: {listed(names)}"
+
+
+def _check_backbone(known: BackboneConfig, wanted: BackboneConfig) -> None:
+    """Refuse statistics in a norm that has none, and another network; dilation changes no tensor."""
+    if (known.norm == "group") != (wanted.norm == "group"):
+        raise InputError(
+            f"the weights were trained with backbone.norm {known.norm}, this model has {wanted.norm}, which cannot use "
+            f"them: set backbone.norm to {known.norm}"
+        )
+    for field in ("name", "width"):
+        if getattr(known, field) != getattr(wanted, field):
+            raise InputError(
+                f"the weights have backbone.{field} {getattr(known, field)}, "
+                f"this model {getattr(wanted, field)}: set backbone.{field} to that of the weights"
+            )
+
+
+def _check_model(known: ModelConfig, wanted: ModelConfig) -> None:
+    _check_backbone(known.backbone, wanted.backbone)
+    differs = {name: values for name, values in difference(known, wanted).items() if name not in FREE}
+    if differs:
+        told = ", ".join(f"{name} {was} there, {now} here" for name, (was, now) in differs.items())
+        raise InputError(f"the weights are of another model: {told}: choose the recipe that they were trained with")
+
+
+def _copy(targets: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    missing, leftover = targets.keys() - state.keys(), state.keys() - targets.keys()
+    if missing or leftover:
+        told = {"missing": missing, "left over": leftover}
+        raise InputError(
+            "the weights do not fit this model: "
+            + "; ".join(f"{what}: {listed(sorted(names))}" for what, names in told.items() if names)
+        )
+    with torch.no_grad():
+        for name, target in targets.items():
+            if target.shape != state[name].shape:
+                raise InputError(f"{name} is {shape(state[name])} in the weights, {shape(target)} in this model")
+            target.copy_(state[name])

@@ -1,0 +1,62 @@
+"""What a run starts from: random weights, or a file of ours, of other projects, or behind an https address."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from lucidetr.config import ModelCard, TrainConfig
+from lucidetr.conversion.convert import convert
+from lucidetr.conversion.download import fetch
+from lucidetr.conversion.efficientnet import efficientnet_lite0
+from lucidetr.conversion.names import Converted
+from lucidetr.data.dataset import Dataset
+from lucidetr.errors import InputError
+from lucidetr.recipes import from_scratch
+from lucidetr.training.checkpoint import has_card, load_model
+
+PACKAGED = "efficientnet-lite0"
+
+
+def load_start(config: TrainConfig) -> Converted | None:
+    """Return the weights and card that --weights names, None when there are none."""
+    if not config.weights:
+        return None
+    if config.weights == PACKAGED:
+        return efficientnet_lite0()
+    path = Path(config.weights)
+    if "://" in config.weights:
+        if not config.weights_sha256:
+            raise InputError(f"--weights {config.weights}: give the file's SHA-256 too, by --weights-sha256")
+        path = fetch(config.weights, config.weights_sha256)
+    if not path.exists():
+        raise InputError(f"--weights {path}: no such file or folder")
+    return Converted(*load_model(path)) if has_card(path) else convert(path)
+
+
+def fit_to_weights(config: TrainConfig, weights: ModelCard | None) -> tuple[TrainConfig, list[str]]:
+    """Return the config fit for random weights, or with the normalisation that the weights know, and what changed."""
+    if weights is None:
+        config, changes = from_scratch(config)
+        return config, [f"from random weights: {', '.join(changes)}"] if changes else []
+    known = replace(config.images, mean=weights.images.mean, std=weights.images.std)
+    notes = ["pixels are normalised as the weights know them"] if known != config.images else []
+    return replace(config, images=known), notes
+
+
+def fit_to_data(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, list[str]]:
+    """Return the config with the data's number of classes and a batch that the data can fill, and what changed."""
+    notes = []
+    classes = len(dataset.annotations.categories)
+    config = replace(config, model=replace(config.model, num_classes=classes))
+    if config.batch > len(dataset):
+        notes.append(f"batch {config.batch} is more than the {len(dataset)} images there are: batch {len(dataset)}")
+        config = replace(config, batch=len(dataset))
+    config = replace(config, micro_batch=min(config.micro_batch, config.batch))
+    objects = dataset.annotations.objects_per_image()
+    queries = config.model.num_queries
+    if (objects > queries).any():
+        crowded = int((objects > queries).sum())
+        notes.append(
+            f"warning: {crowded} of {len(objects)} images have more objects (up to {objects.max()}) than the model has "
+            f"queries ({queries}); the rest can never be found: set --model.num-queries above {objects.max()}"
+        )
+    return config, notes
