@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lucidetr.config import TrainConfig
 from lucidetr.criterion.set_loss import normalisers, set_loss
 from lucidetr.data.batching import training_steps
 from lucidetr.data.dataset import open_dataset
@@ -17,19 +16,7 @@ from lucidetr.recipes import recipe
 from lucidetr.training import loop
 from lucidetr.training.checkpoint import load_tensors
 from lucidetr.training.run_log import read_metrics
-
-TINY = "generated:digits?size=64&digit=14-24&objects=1-3&train=10&val=4"
-
-
-def tiny(out, **changes) -> TrainConfig:
-    """Return a run of seconds."""
-    config = recipe("detr-xs")
-    backbone = replace(config.model.backbone, width=8)
-    model = replace(config.model, backbone=backbone, d_model=32, num_heads=2, head_dim=16, feed_forward=64)
-    base = {"data": TINY, "out": str(out), "steps": 6, "evaluations": 3, "batch": 4, "micro_batch": 2}
-    images = replace(config.images, size=64, max_size=64)
-    optimiser = replace(config.optimiser, ema=0.2)
-    return replace(config, model=model, images=images, optimiser=optimiser, **(base | changes))
+from run_tools import TINY, tiny
 
 
 def newest_state(run):

@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-PLAIN_EVERY = 10.0  # seconds between plain lines
+PLAIN_EVERY = 15.0  # seconds between plain lines
 
 
 class ProgressLine:

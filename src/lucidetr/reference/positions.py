@@ -1,0 +1,83 @@
+"""Where a token lies in its picture, as a vector (DETR, A.4; Vaswani et al. 2017, section 3.5).
+
+Attention sees a set: without this, a picture and the same picture shuffled would be one to it.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+TEMPERATURE = 10_000.0
+
+
+def shrink_padding(
+    padding: Bool[Tensor, "batch height width"], grid_h: int, grid_w: int
+) -> Bool[Tensor, "batch grid_h grid_w"]:
+    """Return which cells of the grid are padding: cell i looks at pixel ⌊i · height / grid_h⌋.
+
+    >>> shrink_padding(torch.tensor([[[False, False, False, False, True, True]]]), 1, 3).tolist()
+    [[[False, False, True]]]
+    """
+    _, height, width = padding.shape
+    row = torch.arange(grid_h, device=padding.device) * height // grid_h
+    column = torch.arange(grid_w, device=padding.device) * width // grid_w
+    return padding[:, row[:, None], column[None, :]]
+
+
+def sine_position(
+    padding: Bool[Tensor, "batch grid_h grid_w"], d_model: int, dtype: torch.dtype
+) -> Float[Tensor, "batch d_model grid_h grid_w"]:
+    """Return the waves of the row in the first half of the channels, those of the column in the second.
+
+    >>> sine_position(torch.zeros(1, 1, 2, dtype=torch.bool), 4, torch.float64)[0, 2, 0].round(decimals=3).tolist()
+    [0.0, -0.0]
+
+    The third channel is the sine of the column's angle: π in the first of two columns, 2π in the last.
+    """
+    inside = (~padding).to(dtype)
+    row = angle(inside.cumsum(dim=1), inside.sum(dim=1, keepdim=True))
+    column = angle(inside.cumsum(dim=2), inside.sum(dim=2, keepdim=True))
+    return torch.cat([waves(row, d_model // 2), waves(column, d_model // 2)], dim=1)
+
+
+def angle(
+    number: Float[Tensor, "batch grid_h grid_w"], last: Float[Tensor, "batch _ _"]
+) -> Float[Tensor, "batch grid_h grid_w"]:
+    """Return cell number 1…last stretched to an angle of at most 2π; the small term keeps 0/0 out."""
+    return number / (last + 1e-6) * 2 * math.pi
+
+
+def waves(
+    angle: Float[Tensor, "batch grid_h grid_w"], channels: int
+) -> Float[Tensor, "batch {channels} grid_h grid_w"]:
+    """Return sin and cos of the angle in turn, each pair of channels slower than the one before.
+
+    Channels 2i and 2i + 1 hold sin and cos of angle / 10000^(2i / channels): the hands of a row of clocks.
+
+    >>> waves(torch.full((1, 1, 1), math.pi / 2, dtype=torch.float64), 4).flatten().round(decimals=3).tolist()
+    [1.0, 0.0, 0.016, 1.0]
+    """
+    values = []
+    for i in range(channels // 2):
+        slower = angle / TEMPERATURE ** (2 * i / channels)
+        values += [torch.sin(slower), torch.cos(slower)]
+    return torch.stack(values, dim=1)
+
+
+def learned_position(
+    row: Float[Tensor, "table half"], column: Float[Tensor, "table half"], batch: int, grid_h: int, grid_w: int
+) -> Float[Tensor, "{batch} d_model {grid_h} {grid_w}"]:
+    """Return a learned vector for the cell's row, followed by one for its column.
+
+    >>> row, column = torch.tensor([[1.0], [2.0]]), torch.tensor([[10.0], [20.0]])
+    >>> learned_position(row, column, batch=1, grid_h=2, grid_w=1).tolist()
+    [[[[1.0], [2.0]], [[10.0], [10.0]]]]
+    """
+    if max(grid_h, grid_w) > len(row):
+        raise ValueError(f"a grid of {grid_h} × {grid_w} is larger than the learned position table of {len(row)}")
+    i = torch.arange(grid_h, device=row.device)[:, None].expand(grid_h, grid_w)
+    j = torch.arange(grid_w, device=row.device)[None, :].expand(grid_h, grid_w)
+    position = torch.cat([row[i], column[j]], dim=-1)
+    return position.permute(2, 0, 1).expand(batch, -1, -1, -1)

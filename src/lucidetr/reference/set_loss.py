@@ -1,0 +1,127 @@
+"""The set loss, one image and one query at a time (DETR, section 3.1, equation 2, and A.2)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lucidetr.config import LossConfig
+from lucidetr.reference.boxes import corners, generalised_iou
+from lucidetr.reference.elementary import log_softmax
+from lucidetr.reference.matching import match
+from lucidetr.structures import Assignment, Batch, Predictions
+
+
+@dataclass(frozen=True)
+class Normalisers:
+    """Hold what the sums of a step are divided by: its objects, and the class weights of all its queries."""
+
+    objects: float
+    class_weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Hold the number to minimise and the terms it is made of, one value for each decoder layer."""
+
+    total: Float[Tensor, ""]
+    classification: Float[Tensor, " layer"]
+    l1: Float[Tensor, " layer"]
+    giou: Float[Tensor, " layer"]
+    assignment: Assignment
+
+
+def normalisers(counts: Iterable[int], num_queries: int, config: LossConfig) -> Normalisers:
+    """Return what to divide by, from the number of objects of each image in the step.
+
+    A query that answers for an object weighs 1, any other `no_object`; with no object at all, divide by 1.
+
+    >>> normalisers([3, 0], num_queries=10, config=LossConfig())  # 3 · 1 + 17 · 0.1
+    Normalisers(objects=3.0, class_weight=4.7)
+    """
+    objects, class_weight = 0.0, 0.0
+    for count in counts:
+        matched = min(count, num_queries)
+        objects += count
+        class_weight += matched + config.no_object * (num_queries - matched)
+    return Normalisers(objects=max(objects, 1.0), class_weight=class_weight)
+
+
+def query_loss(logits: Float[Tensor, " category"], label: int | None, config: LossConfig) -> Float[Tensor, ""]:
+    """Return −log p(label), or for a query without an object (label None) that of the last slot, weighed down.
+
+    >>> query_loss(torch.zeros(4), 0, LossConfig()).exp().round(decimals=3).item()  # 1 of 4 equal chances
+    4.0
+    """
+    log_probability = log_softmax(logits)
+    if label is None:
+        return -config.no_object * log_probability[-1]
+    return -log_probability[label]
+
+
+def distance_loss(box_cxcywh: Float[Tensor, " 4"], object_cxcywh: Float[Tensor, " 4"]) -> Float[Tensor, ""]:
+    """Return |Δx| + |Δy| + |Δw| + |Δh|, in fractions of the picture.
+
+    >>> distance_loss(torch.tensor([0.5, 0.5, 0.25, 0.25]), torch.tensor([0.5, 0.75, 0.25, 0.5])).item()
+    0.5
+    """
+    return (box_cxcywh - object_cxcywh).abs().sum()
+
+
+def overlap_loss(box_cxcywh: Float[Tensor, " 4"], object_cxcywh: Float[Tensor, " 4"]) -> Float[Tensor, ""]:
+    """Return 1 − GIoU: 0 for the same box, nearly 2 for specks at opposite ends."""
+    return 1 - generalised_iou(corners(box_cxcywh), corners(object_cxcywh))
+
+
+def set_loss(predictions: Predictions, batch: Batch, norm: Normalisers, config: LossConfig) -> Losses:
+    """Return Σ over layers of the weighted terms; each layer is matched anew and judged by itself."""
+    assignment = match(predictions, batch, config)
+    columns = (assignment.layer, assignment.image, assignment.query, assignment.object)
+    matches = list(zip(*(column.tolist() for column in columns), strict=True))
+    classification, l1, giou = [], [], []
+    for layer, (logits, boxes) in enumerate(zip(predictions.logits, predictions.boxes_cxcywh, strict=True)):
+        here = {(image, query): thing for at, image, query, thing in matches if at == layer}
+        sums = layer_sums(logits, boxes, batch, here, config)
+        classification.append(sums[0] / norm.class_weight)
+        l1.append(sums[1] / norm.objects)
+        giou.append(sums[2] / norm.objects)
+    total = sum(
+        config.weight_class * classification[layer] + config.weight_l1 * l1[layer] + config.weight_giou * giou[layer]
+        for layer in range(len(classification))
+    )
+    return Losses(
+        total=torch.as_tensor(total),
+        classification=torch.stack(classification),
+        l1=torch.stack(l1),
+        giou=torch.stack(giou),
+        assignment=assignment,
+    )
+
+
+def layer_sums(
+    logits: Float[Tensor, "batch query category"],
+    boxes_cxcywh: Float[Tensor, "batch query 4"],
+    batch: Batch,
+    object_of: dict[tuple[int, int], int],
+    config: LossConfig,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return one layer's sums over all images and queries: classification, L1 and 1 − GIoU.
+
+    `object_of` gives the object of each matched (image, query).
+    """
+    # without any object the boxes' gradient is 0, not missing: an optimiser treats the two differently
+    nothing = 0 * boxes_cxcywh.sum()
+    classification, l1, giou = nothing, nothing, nothing
+    for image, (image_logits, image_boxes) in enumerate(zip(logits, boxes_cxcywh, strict=True)):
+        for query, (query_logits, box) in enumerate(zip(image_logits, image_boxes, strict=True)):
+            thing = object_of.get((image, query))
+            if thing is None:
+                classification = classification + query_loss(query_logits, None, config)
+                continue
+            truth = batch.boxes_cxcywh[image, thing]
+            classification = classification + query_loss(query_logits, int(batch.labels[image, thing]), config)
+            l1 = l1 + distance_loss(box, truth)
+            giou = giou + overlap_loss(box, truth)
+    return classification, l1, giou

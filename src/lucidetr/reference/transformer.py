@@ -1,0 +1,135 @@
+"""Encoder and decoder: tokens mix, queries ask (DETR, A.3 and figure 10)."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lucidetr.reference.attention import attend, attention_weights, join_heads, split_heads
+from lucidetr.reference.elementary import linear, relu
+from lucidetr.reference.norms import layer_norm
+from lucidetr.reference.scope import Scope
+
+# the residual path around the attention, and the one around the feed-forward
+ENCODER_PATHS = {
+    "post_norm": ("post_norm", "post_norm"),
+    "pre_norm": ("pre_norm", "pre_norm"),
+    "end_norm": ("no_norm", "post_norm"),
+}
+
+
+def attention(
+    here: Scope,
+    query: Float[Tensor, "batch query d_model"],
+    key: Float[Tensor, "batch key d_model"],
+    value: Float[Tensor, "batch key d_model"],
+    key_padding: Bool[Tensor, "batch key"] | None = None,
+) -> Float[Tensor, "batch query d_model"]:
+    """Return what every query takes home: project, weigh, average, join the heads, project back."""
+    heads = here.config.num_heads
+    q = here.record("query", split_heads(linear(query, here["query.weight"], here["query.bias"]), heads))
+    k = here.record("key", split_heads(linear(key, here["key.weight"], here["key.bias"]), heads))
+    v = here.record("value", split_heads(linear(value, here["value.weight"], here["value.bias"]), heads))
+    weights = here.record("weights", attention_weights(q, k, key_padding))
+    attended = here.record("attended", attend(here.drop(weights), v))
+    return linear(join_heads(attended), here["output.weight"], here["output.bias"])
+
+
+def feed_forward(here: Scope, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
+    """Return W₂ relu(W₁ x + b₁) + b₂: each token thinks for itself."""
+    hidden = here.record("hidden", relu(linear(x, here["expand.weight"], here["expand.bias"])))
+    return linear(here.drop(hidden), here["contract.weight"], here["contract.bias"])
+
+
+def residual(
+    here: Scope, kind: str, x: Float[Tensor, "batch token d_model"], part: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "batch token d_model"]:
+    """Return the stream after a part has added to it; `kind` says where the norm stands.
+
+    post_norm: norm(x + part(x)).    pre_norm: x + part(norm(x)).    no_norm: x + part(x).
+    """
+    here.record("before", x)
+    seen = norm(here.inside("norm"), x) if kind == "pre_norm" else x
+    added = here.record("added", here.drop(part(seen)))
+    total = x + added
+    return here.record("after", norm(here.inside("norm"), total) if kind == "post_norm" else total)
+
+
+def norm(here: Scope, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
+    """Return the layer norm whose weights lie here."""
+    return layer_norm(x, here["weight"], here["bias"])
+
+
+def encoder_layer(
+    here: Scope,
+    tokens: Float[Tensor, "batch token d_model"],
+    position: Float[Tensor, "batch token d_model"],
+    padding: Bool[Tensor, "batch token"],
+) -> Float[Tensor, "batch token d_model"]:
+    """Return the tokens after they looked at each other; positions go to queries and keys, never to values."""
+    around_attention, around_feed_forward = ENCODER_PATHS[here.config.encoder_block]
+
+    def mix(x: Tensor) -> Tensor:
+        return attention(here.inside("attention"), x + position, x + position, x, padding)
+
+    def think(x: Tensor) -> Tensor:
+        return feed_forward(here.inside("feed_forward"), x)
+
+    tokens = residual(here.inside("attention_path"), around_attention, tokens, mix)
+    return residual(here.inside("feed_forward_path"), around_feed_forward, tokens, think)
+
+
+def encoder(
+    here: Scope,
+    tokens: Float[Tensor, "batch token d_model"],
+    position: Float[Tensor, "batch token d_model"],
+    padding: Bool[Tensor, "batch token"],
+) -> Float[Tensor, "batch token d_model"]:
+    """Return the memory: the tokens after every layer, normed once more where the layers left the stream raw."""
+    for index in range(here.config.encoder_layers):
+        tokens = encoder_layer(here.inside("layers").inside(index), tokens, position, padding)
+    raw = here.config.encoder_block == "pre_norm" and here.config.encoder_layers > 0
+    return norm(here.inside("norm"), tokens) if raw else tokens
+
+
+def decoder_layer(
+    here: Scope,
+    content: Float[Tensor, "batch query d_model"],
+    query_position: Float[Tensor, "batch query d_model"],
+    memory: Float[Tensor, "batch token d_model"],
+    position: Float[Tensor, "batch token d_model"],
+    padding: Bool[Tensor, "batch token"],
+) -> Float[Tensor, "batch query d_model"]:
+    """Return the queries after they agreed among themselves, looked at the image, and thought."""
+    kind = here.config.decoder_block
+
+    def agree(x: Tensor) -> Tensor:
+        return attention(here.inside("self_attention"), x + query_position, x + query_position, x)
+
+    def look(x: Tensor) -> Tensor:
+        return attention(here.inside("cross_attention"), x + query_position, memory + position, memory, padding)
+
+    def think(x: Tensor) -> Tensor:
+        return feed_forward(here.inside("feed_forward"), x)
+
+    content = residual(here.inside("self_attention_path"), kind, content, agree)
+    content = residual(here.inside("cross_attention_path"), kind, content, look)
+    return residual(here.inside("feed_forward_path"), kind, content, think)
+
+
+def decoder(
+    here: Scope,
+    content: Float[Tensor, "batch query d_model"],
+    query_position: Float[Tensor, "batch query d_model"],
+    memory: Float[Tensor, "batch token d_model"],
+    position: Float[Tensor, "batch token d_model"],
+    padding: Bool[Tensor, "batch token"],
+) -> Float[Tensor, "layer batch query d_model"]:
+    """Return the content after each layer, each through the same norm: the heads read them all."""
+    hidden = []
+    for index in range(here.config.decoder_layers):
+        place = here.inside("layers").inside(index)
+        content = decoder_layer(place, content, query_position, memory, position, padding)
+        hidden.append(place.record("hidden", norm(here.inside("norm"), content)))
+    return torch.stack(hidden)

@@ -1,0 +1,173 @@
+"""What the oracle tests share: drawn configs, states without a tensor at its default, batches, and what agrees."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lucidetr.config import BackboneConfig, LossConfig, ModelConfig
+from lucidetr.models.detr import DETR
+from lucidetr.structures import Batch, Predictions
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def examples(number: int) -> settings:
+    """Draw the same few examples every time; a failing one is small already, so none is shrunk."""
+    return settings(
+        max_examples=number, derandomize=True, deadline=None, database=None, phases=(Phase.explicit, Phase.generate)
+    )
+
+
+@st.composite
+def model_configs(draw, norms=("frozen_batch", "batch", "group")) -> ModelConfig:
+    """Draw a small DETR of any kind."""
+    name = draw(st.sampled_from(["resnet18", "resnet34", "resnet50", "resnet18", "resnet50"]))
+    return ModelConfig(
+        backbone=BackboneConfig(
+            name=name,
+            width=draw(st.sampled_from([4, 8])),
+            norm=draw(st.sampled_from(norms)),
+            dilation=draw(st.booleans()),
+        ),
+        num_classes=draw(st.integers(1, 4)),
+        d_model=draw(st.sampled_from([8, 12, 20])),
+        num_heads=draw(st.integers(1, 3)),
+        head_dim=draw(st.integers(1, 5)),
+        feed_forward=draw(st.integers(1, 16)),
+        encoder_layers=draw(st.integers(0, 2)),
+        decoder_layers=draw(st.integers(1, 3)),
+        encoder_block=draw(st.sampled_from(["post_norm", "pre_norm", "end_norm"])),
+        decoder_block=draw(st.sampled_from(["post_norm", "pre_norm"])),
+        position=draw(st.sampled_from(["sine", "learned"])),
+        position_table=9,
+        num_queries=draw(st.integers(1, 6)),
+        dropout=0.0,
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Hold a config, the sizes of the pictures of one batch, the objects in each, and a seed for all values."""
+
+    model: ModelConfig
+    loss: LossConfig
+    sizes: tuple[tuple[int, int], ...]
+    counts: tuple[int, ...]
+    seed: int
+
+
+@st.composite
+def cases(draw, **kinds) -> Case:
+    """Draw a model and one to three pictures of odd sizes; some hold nothing, one, or more than there are queries."""
+    images = draw(st.integers(1, 3))
+    side = st.sampled_from([100, 33, 64, 75, 41])  # far enough apart for whole cells of padding
+    return Case(
+        model=draw(model_configs(**kinds)),
+        loss=draw(loss_configs()),
+        sizes=tuple((draw(side), draw(side)) for _ in range(images)),
+        counts=tuple(draw(st.integers(0, 7)) for _ in range(images)),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+def loss_configs():
+    """Draw every weight by itself, so that no two can be mistaken for each other."""
+    weight = st.floats(0.1, 5.0)
+    return st.builds(LossConfig, weight, weight, weight, weight, weight, weight, no_object=st.floats(0.05, 1.0))
+
+
+def build(config: ModelConfig, seed: int, dtype: torch.dtype = torch.float64) -> DETR:
+    """Return the fast model with every tensor moved off its initial value, batch-norm statistics included."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = DETR(config)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.copy_(2 + 2 * torch.rand(tensor.shape, generator=generator))  # keeps activations near 1
+            elif tensor.is_floating_point():
+                scale = tensor.square().mean().sqrt().item() or 0.5  # zeros are biases
+                tensor.add_(0.2 * scale * torch.randn(tensor.shape, generator=generator))
+    return model.to(dtype)
+
+
+def image_batch(
+    sizes: tuple[tuple[int, int], ...], counts: tuple[int, ...], num_classes: int, seed: int, dtype: torch.dtype
+) -> Batch:
+    """Return random pictures, padded to the largest, with random objects, padded to the most."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    images = torch.zeros(len(sizes), 3, height, width, dtype=dtype)
+    padding = torch.ones(len(sizes), height, width, dtype=torch.bool)
+    for i, (h, w) in enumerate(sizes):
+        images[i, :, :h, :w] = torch.randn(3, h, w, generator=generator).to(dtype)
+        padding[i, :h, :w] = False
+    return Batch(images=images, padding=padding, **objects(counts, num_classes, generator, dtype), sizes=sizes)
+
+
+def objects(counts: tuple[int, ...], num_classes: int, generator: torch.Generator, dtype: torch.dtype) -> dict:
+    """Return the objects' part of a `Batch`."""
+    most = max((*counts, 0))
+    boxes = torch.rand(len(counts), most, 4, generator=generator, dtype=torch.float64)
+    boxes[..., :2] = 0.2 + 0.6 * boxes[..., :2]
+    boxes[..., 2:] = 0.02 + 0.4 * boxes[..., 2:]
+    labels = torch.randint(num_classes, (len(counts), most), generator=generator)
+    for i, count in enumerate(counts):
+        boxes[i, count:], labels[i, count:] = 0, 0
+    return {
+        "boxes_cxcywh": boxes.to(dtype),
+        "labels": labels,
+        "counts": torch.tensor(counts),
+        "image_ids": tuple(range(len(counts))),
+    }
+
+
+def random_predictions(
+    layers: int, images: int, queries: int, num_classes: int, seed: int, dtype: torch.dtype = torch.float64
+) -> Predictions:
+    """Return predictions as a network might make them, with gradients wanted."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (layers, images, queries)
+    logits = 2 * torch.randn(*shape, num_classes + 1, generator=generator, dtype=torch.float64)
+    boxes = torch.rand(*shape, 4, generator=generator, dtype=torch.float64)
+    return Predictions(logits=logits.to(dtype).requires_grad_(), boxes_cxcywh=boxes.to(dtype).requires_grad_())
+
+
+def leaves(model: DETR) -> dict[str, Tensor]:
+    """Return the model's state as new tensors, those of the parameters asking for gradients."""
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for name, _ in model.named_parameters():
+        state[name].requires_grad_()
+    return state
+
+
+def agree(fast: Tensor, reference: Tensor, what: str) -> None:
+    """Assert equal shapes and types, and values within the tolerance of the type times the largest of them."""
+    assert fast.shape == reference.shape, f"{what}: {tuple(fast.shape)} and {tuple(reference.shape)}"
+    assert fast.dtype == reference.dtype, f"{what}: {fast.dtype} and {reference.dtype}"
+    if not fast.is_floating_point():
+        assert torch.equal(fast, reference), f"{what} differs"
+    elif fast.numel():
+        assert fast.isfinite().all(), f"{what} is not finite"
+        largest = max(1.0, fast.detach().abs().max().item())
+        apart = (fast - reference).detach().abs().max().item()
+        assert apart <= TOLERANCE[fast.dtype] * largest, f"{what}: {apart:.1e} apart, values up to {largest:.1e}"
+
+
+def all_agree(fast: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+    """Assert the same names on both sides, then the same values under each."""
+    assert set(fast) == set(reference), set(fast) ^ set(reference)
+    for name in fast:
+        agree(fast[name], reference[name], name)
+
+
+def pairs(assignment) -> set[tuple[int, int, int, int]]:
+    """Return the matched (layer, image, query, object), each asserted to stand there once."""
+    columns = (assignment.layer, assignment.image, assignment.query, assignment.object)
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
+    assert len(rows) == len(set(rows))
+    return set(rows)

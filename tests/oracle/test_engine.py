@@ -1,0 +1,49 @@
+"""The reference as an engine: a loop that cannot tell who computes goes the same way with either."""
+
+from dataclasses import replace
+
+import torch
+
+from lucidetr.config import BackboneConfig, LossConfig
+from lucidetr.criterion.set_loss import normalisers, set_loss
+from lucidetr.reference import engine
+
+from .drawn import agree, build, image_batch
+from .test_network import SMALL
+
+CONFIG = replace(SMALL, backbone=BackboneConfig(name="resnet18", width=4, norm="batch"))
+COUNTS = (3, 1)
+
+
+def train(steps: int, plain: bool) -> tuple[list[float], torch.nn.Module]:
+    """Train on two pictures, in turn, and return the losses and the trained model."""
+    model = build(CONFIG, seed=4).train()
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    norm, losses = normalisers(COUNTS, CONFIG.num_queries, LossConfig()), []
+    for step in range(steps):
+        batch = image_batch(((41, 60), (50, 33)), COUNTS, 3, step % 2, torch.float64)
+        if plain:
+            predictions = engine.predict(state, CONFIG, batch.images, batch.padding)
+            loss = engine.loss(predictions, batch, norm, LossConfig()).total
+        else:
+            loss = set_loss(model(batch.images, batch.padding), batch, norm, LossConfig()).total
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses, model
+
+
+def test_ten_steps_go_the_same_way():
+    fast, fast_model = train(10, plain=False)
+    slow, slow_model = train(10, plain=True)
+    assert max(abs(one - other) for one, other in zip(fast, slow, strict=True)) < 1e-6
+    assert sum(slow[-2:]) < 0.9 * sum(slow[:2])
+    statistics = dict(slow_model.named_buffers())
+    assert statistics["backbone.stem.norm.num_batches_tracked"] == 10
+    agree(
+        dict(fast_model.named_buffers())["backbone.stem.norm.running_mean"],
+        statistics["backbone.stem.norm.running_mean"],
+        "running mean",
+    )
