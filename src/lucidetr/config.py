@@ -13,16 +13,16 @@ from lucidetr.categories import Categories
 from lucidetr.errors import InputError, did_you_mean
 
 CARD_SCHEMA = 1
-MODEL_LEAST = {
-    "num_classes": 1,
-    "d_model": 4,
-    "num_heads": 1,
-    "head_dim": 1,
-    "feed_forward": 1,
-    "encoder_layers": 0,
-    "decoder_layers": 1,
-    "num_queries": 1,
-}
+HUGE = 1_000_000
+
+
+def check_ranges(config: Any, place: str, ranges: dict[str, tuple[float, float]]) -> None:
+    """Refuse a field outside its range (both ends belong to it), be it one number or several; nan is always outside."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if any(not low <= each <= high for each in (value if isinstance(value, tuple) else (value,))):
+            upper = "" if high >= HUGE else f" and at most {high:g}"
+            raise InputError(f"{place}{name} = {value}: choose at least {low:g}{upper}")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class BackboneConfig:
     """frozen_batch only makes sense with pretrained weights."""
     dilation: bool = False
     """DC5: the last stage keeps stride 16 and dilates its convolutions instead."""
+
+    def __post_init__(self):
+        check_ranges(self, "model.backbone.", {"width": (2, 4096)})
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,19 @@ class ModelConfig:
     dropout: float = 0.1
 
     def __post_init__(self):
-        for name, least in MODEL_LEAST.items():
-            if getattr(self, name) < least:
-                raise InputError(f"model.{name} = {getattr(self, name)}: choose {least} or more")
+        at_least_one = (
+            "num_classes",
+            "d_model",
+            "num_heads",
+            "head_dim",
+            "feed_forward",
+            "decoder_layers",
+            "num_queries",
+        )
+        ranges: dict[str, tuple[float, float]] = dict.fromkeys((*at_least_one, "position_table"), (1, HUGE))
+        check_ranges(self, "model.", ranges | {"encoder_layers": (0, HUGE), "dropout": (0, 0.99)})
         if self.d_model % 4:
             raise InputError(f"model.d_model = {self.d_model}: choose a multiple of 4 (sine and cosine of two axes)")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"model.dropout = {self.dropout}: choose 0 or more and below 1")
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,9 @@ class LossConfig:
     no_object: float = 0.1
     """Weight of the no-object class in the log-likelihood."""
 
+    def __post_init__(self):
+        check_ranges(self, "loss.", {f.name: (0, HUGE) for f in dataclasses.fields(self)})
+
 
 @dataclass(frozen=True)
 class ImageConfig:
@@ -101,6 +113,11 @@ class ImageConfig:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from red, green, blue in 0…1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self):
+        check_ranges(
+            self, "images.", {"size": (8, 20_000), "max_size": (8, 40_000), "mean": (-1, 2), "std": (1e-3, 10)}
+        )
 
 
 @dataclass(frozen=True)
@@ -124,6 +141,11 @@ class AugmentationConfig:
     colour: float = 0.0
     """0.3: brightness, contrast and saturation times 0.7…1.3."""
 
+    def __post_init__(self):
+        shares: dict[str, tuple[float, float]] = dict.fromkeys(("flip", "crop", "shift", "colour"), (0, 1))
+        sides: dict[str, tuple[float, float]] = dict.fromkeys(("scales", "crop_scales", "crop_sides"), (8, 20_000))
+        check_ranges(self, "augmentation.", shares | sides | {"zoom": (0, 0.9)})
+
 
 @dataclass(frozen=True)
 class OptimiserConfig:
@@ -143,6 +165,13 @@ class OptimiserConfig:
     """cosine: the rate ends at this share of its peak."""
     ema: float = 0.0
     """Averaging horizon of the weights' moving average, as a share of the run; 0: none."""
+
+    def __post_init__(self):
+        unbounded: dict[str, tuple[float, float]] = dict.fromkeys(
+            ("lr", "backbone_lr", "weight_decay", "clip"), (0, HUGE)
+        )
+        shares: dict[str, tuple[float, float]] = dict.fromkeys(("drop_at", "final", "ema"), (0, 1))
+        check_ranges(self, "optimiser.", unbounded | shares | {"warmup": (0, 0.99)})
 
 
 @dataclass(frozen=True)
@@ -187,6 +216,8 @@ class TrainConfig:
     """Parts that do not learn, by name: backbone.stem backbone.stages.0 encoder …"""
     evaluations: int = 10
     """How often the validation split is evaluated, evenly over the run; the end is always one of them."""
+    save_minutes: float = 10.0
+    """Save what --resume needs at least this often, besides at every evaluation and on Ctrl-C."""
     overfit: int = 0
     """Take only the first N training images, evaluate on the same, augment nothing: AP must go to 1."""
     seed: int = 0
@@ -202,6 +233,11 @@ class TrainConfig:
     """Keep the decoded images in memory when the split fits into this."""
     resume: bool = False
     """Go on from the newest checkpoint in --out (or start when there is none)."""
+
+    def __post_init__(self):
+        counts: dict[str, tuple[float, float]] = dict.fromkeys(("batch", "micro_batch", "evaluations"), (1, HUGE))
+        rest: dict[str, tuple[float, float]] = dict.fromkeys(("overfit", "seed", "workers"), (0, 2**31 - 1))
+        check_ranges(self, "--", counts | rest | {"cache_gb": (0, HUGE), "save_minutes": (0, HUGE)})
 
 
 @dataclass(frozen=True)

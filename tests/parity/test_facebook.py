@@ -254,8 +254,8 @@ def test_every_key_is_accounted_for(tensors, tmp_path):
     assert "decoder.layers.2.self_attention.key.bias" in message
     name = "backbone.0.body.layer2.0.bn1.running_var"
     assert "backbone.stages.1.0.norm1.running_var is 3, expected 128" in said(tensors | {name: torch.zeros(3)})
-    learned = {f"backbone.1.{side}_embed.weight": torch.zeros(50, 24) for side in ("row", "col")}
-    assert "learned position encoding is not converted" in said(tensors | learned)
+    half = {"backbone.1.row_embed.weight": torch.zeros(50, 24)}
+    assert "position.column" in said(tensors | half)
     counted = tensors | {"backbone.0.body.bn1.num_batches_tracked": torch.tensor(3)}
     torch.save({"model": counted, "args": options()}, tmp_path / "file.pth")
     convert(tmp_path / "file.pth")

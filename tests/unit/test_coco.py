@@ -110,6 +110,9 @@ FAULTS = {
         content(annotations=[ANNOTATION | {"bbox": [30, 2, 20, 10]}]),
         "annotation 3 in b.png: .* reaches 10 pixels outside the 40 × 30 picture",
     ),
+    "an area that is a text": (content(annotations=[ANNOTATION | {"area": "abc"}]), "annotation 3 has area 'abc'"),
+    "an area of nothing": (content(annotations=[ANNOTATION | {"area": None}]), "annotation 3 has area None"),
+    "nothing left inside": (content(annotations=[ANNOTATION | {"bbox": [40, 2, 1.5, 10]}]), "has no area"),
     "corners": (
         content(annotations=[ANNOTATION | {"bbox": [20, 15, 38, 28]}]),
         r"fit as corners \[left, top, right, bottom\]",
@@ -159,16 +162,16 @@ def test_known_layouts_are_found(tmp_path, layout):
             Image.new("RGB", (40, 30)).save(tmp_path / images / name)
         write(tmp_path, content(), annotations)
     found = find_coco(tmp_path)
-    expected = {split: (tmp_path / a, tmp_path / i) for split, (a, i) in LAYOUTS[layout].items()}
-    assert {s: (a, i.resolve()) for s, (a, i) in found.items()} == {
-        s: (a, i.resolve()) for s, (a, i) in expected.items()
-    }
+    assert found == {split: tmp_path / annotations for split, (annotations, _) in LAYOUTS[layout].items()}
+    for split, (_, images) in LAYOUTS[layout].items():
+        read = read_coco(found[split])
+        assert (read.folder / "a.png").resolve() == (tmp_path / images / "a.png").resolve()
 
 
 def test_captions_beside_instances_are_passed_over(folder):
     write(folder, content(), "annotations/instances_train2017.json")
     write(folder, content(), "annotations/captions_train2017.json")
-    assert find_coco(folder)["train"][0].name == "instances_train2017.json"
+    assert find_coco(folder)["train"].name == "instances_train2017.json"
 
 
 def test_a_folder_that_cannot_be_understood_says_what_was_looked_for(folder, tmp_path):
@@ -187,6 +190,15 @@ def test_a_folder_that_cannot_be_understood_says_what_was_looked_for(folder, tmp
 
 
 def test_images_that_are_nowhere_say_where_was_looked(tmp_path):
-    write(tmp_path, content(), "annotations/train.json")
-    with pytest.raises(InputError, match=r"its first image a.png is in none of .*--train-images"):
-        find_coco(tmp_path)
+    path = write(tmp_path, content(), "annotations/train.json")
+    with pytest.raises(InputError, match=r"its first image a.png is in none of .*annotations/train, .*"):
+        read_coco(path)
+
+
+def test_a_split_does_not_need_the_images_of_another(folder):
+    for name in ("a.png", "b.png"):
+        (folder / "val").mkdir(exist_ok=True)
+        (folder / name).rename(folder / "val" / name)
+    write(folder, content(), "annotations/train.json")
+    write(folder, content(), "annotations/val.json")
+    assert len(read_coco(find_coco(folder)["val"])) == 2

@@ -54,15 +54,37 @@ def test_a_missing_field_is_named():
     ("field", "value", "message"),
     [
         ("d_model", 30, "model.d_model = 30: choose a multiple of 4"),
-        ("num_queries", 0, "model.num_queries = 0: choose 1 or more"),
-        ("decoder_layers", 0, "model.decoder_layers = 0: choose 1 or more"),
-        ("encoder_layers", -1, "model.encoder_layers = -1: choose 0 or more"),
-        ("dropout", 1.0, "model.dropout = 1.0: choose 0 or more and below 1"),
+        ("num_queries", 0, "model.num_queries = 0: choose at least 1"),
+        ("decoder_layers", 0, "model.decoder_layers = 0: choose at least 1"),
+        ("encoder_layers", -1, "model.encoder_layers = -1: choose at least 0"),
+        ("dropout", 1.0, "model.dropout = 1.0: choose at least 0 and at most 0.99"),
+        ("dropout", float("nan"), "model.dropout = nan: choose at least 0"),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(field, value, message):
     with pytest.raises(InputError, match=message):
         replace(ModelConfig(), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        ("optimiser", "clip", -1.0, "optimiser.clip = -1.0: choose at least 0"),
+        ("optimiser", "lr", -1.0, "optimiser.lr = -1.0"),
+        ("optimiser", "ema", 1.5, "optimiser.ema = 1.5: choose at least 0 and at most 1"),
+        ("loss", "no_object", -1.0, "loss.no_object = -1.0"),
+        ("images", "size", 0, "images.size = 0: choose at least 8"),
+        ("augmentation", "flip", 2.0, "augmentation.flip = 2.0: choose at least 0 and at most 1"),
+        ("augmentation", "scales", (480, 0), r"augmentation.scales = \(480, 0\): choose at least 8"),
+        ("", "seed", -1, "--seed = -1"),
+        ("", "workers", -1, "--workers = -1"),
+        ("", "batch", 0, "--batch = 0: choose at least 1"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(part, field, value, message):
+    config = getattr(TrainConfig(), part) if part else TrainConfig()
+    with pytest.raises(InputError, match=message):
+        replace(config, **{field: value})
 
 
 def test_difference_names_nested_fields():

@@ -68,8 +68,8 @@ def test_learned_positions_are_one_vector_a_row_and_one_a_column():
     padding[1, 2:] = True
     encoding = position(padding, torch.float32)
     assert encoding.shape == (2, 8, 4, 6)
-    assert torch.equal(encoding[0, :4, 2, 5], position.row[2])
-    assert torch.equal(encoding[0, 4:, 2, 5], position.column[5])
+    assert torch.equal(encoding[0, 4:, 2, 5], position.row[2])
+    assert torch.equal(encoding[0, :4, 2, 5], position.column[5])
     assert torch.equal(encoding[0], encoding[1])
     with pytest.raises(InputError, match=r"4 × 7 is larger .* of 6: set model.position_table to at least 7"):
         position(torch.zeros(1, 4, 7, dtype=torch.bool), torch.float32)

@@ -54,6 +54,9 @@ def main() -> None:
     except FloatingPointError as error:  # training met a number that is none
         print(f"lucidetr: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except OSError as error:  # the disk's mistake: full, read-only, a file where a folder should be
+        print(f"lucidetr: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
         print("lucidetr: stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(getattr(stop, "status", 130))

@@ -36,14 +36,15 @@ def run(arguments: list[str]) -> None:
 
 def demo(out: Path, steps: int, images: int) -> None:
     """Let detr-xs learn a few digit scenes by heart: AP near 1 says that all parts work together."""
-    if (out / "config.json").exists() and (out / "demo").exists():
+    if (out / "demo").is_file():
         shutil.rmtree(out)  # an earlier demo; nothing else is ever removed
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: not empty and not an earlier demo; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "demo").touch()
     source = f"generated:digits?train={images}&val=1"
     config = replace(recipe("detr-xs"), data=source, out=str(out), overfit=images, steps=steps, evaluations=5)
     run = train(replace(config, batch=images, model=replace(config.model, dropout=0.0)))
-    (out / "demo").touch()
 
     detector = load(run)
     scenes, _, _ = open_training_data(config)

@@ -1,13 +1,24 @@
 """The engines that a training run can be handed."""
 
+from dataclasses import replace
+
+from lucidetr.config import TrainConfig
+from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.structures import Batch, Predictions
 from lucidetr.training.engine import FAST, Engine
 
 
-def choose_engine(name: str) -> Engine:
-    """Return the engine of that name."""
-    return reference_engine() if name == "reference" else FAST
+def choose_engine(config: TrainConfig) -> tuple[TrainConfig, Engine]:
+    """Return the engine that the config names, and the config fit for it; what it cannot do is an InputError."""
+    if config.engine == "fast":
+        return config, FAST
+    if config.precision == "bf16":
+        raise InputError("--engine reference computes in fp32 or fp64: leave --precision bf16 out")
+    if not config.model.backbone.name.startswith("resnet"):
+        raise InputError(f"--engine reference knows ResNets only, not {config.model.backbone.name}")
+    precision = "fp32" if config.precision == "auto" else config.precision
+    return replace(config, precision=precision), reference_engine()
 
 
 def reference_engine() -> Engine:

@@ -1,12 +1,14 @@
 """lucidetr eval: COCO's twelve numbers of a saved model on a split, as tables and as JSON."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from lucidetr.config import HUGE, check_ranges
 from lucidetr.errors import InputError
 
 
@@ -32,6 +34,7 @@ class Options:
 def run(arguments: list[str]) -> None:
     """Evaluate, print the tables, and write RUN/metrics-SPLIT.json and RUN/detections-SPLIT.json."""
     options = tyro.cli(Options, args=arguments, prog="lucidetr eval")
+    check_ranges(options, "--", {"batch": (1, HUGE)})
 
     from lucidetr.deployment.detector import load
     from lucidetr.evaluation.coco import evaluate
@@ -61,23 +64,50 @@ def run(arguments: list[str]) -> None:
     metrics = evaluate(annotations, found)
     print_metrics(metrics, dataset.name)
     rows = [row for i, each in zip(annotations.image_ids.tolist(), found, strict=True) for row in each.to_coco(i)]
-    for name, content in (("metrics", metrics.to_dict()), ("detections", rows)):
-        path = folder / f"{name}-{options.split}.json"
+    name = options.split if own_data(options, folder) else slug(options.json or options.data, options.split)
+    for kind, content in (("metrics", metrics.to_dict()), ("detections", rows)):
+        path = folder / f"{kind}-{name}.json"
         write_atomically(path, json.dumps(content, indent=1).encode())
         print(f"written: {path}")
 
 
+def own_data(options: Options, folder: Path) -> bool:
+    """Say whether the data are those that the run was trained on."""
+    return not options.json and options.data in ("", trained_on(folder))
+
+
+def trained_on(folder: Path) -> str:
+    """Return what --data was when the run was trained, nothing when that is not known."""
+    from lucidetr.training.run_log import read_json
+
+    config = folder / "config.json"
+    return read_json(config).get("data", "") if config.is_file() else ""
+
+
+def slug(data: str, split: str) -> str:
+    """Return a name for the files of another data set, so that they do not take the place of the run's own.
+
+    >>> slug("/data/cells", "test")
+    'cells-test'
+    """
+    return re.sub(r"[^\w.-]+", "-", Path(data).name) + f"-{split}"
+
+
 def open_split(options: Options, folder: Path):
-    """Return the split that was asked for."""
-    from lucidetr.data.coco import image_folder_of
-    from lucidetr.data.dataset import open_coco, open_dataset
+    """Return the split that was asked for; of the run's own data as the run had it."""
+    from lucidetr.config import TrainConfig, from_dict
+    from lucidetr.data.dataset import open_coco, open_dataset, open_training_data
+    from lucidetr.training.run_log import read_json
 
     if options.json:
-        file = Path(options.json)
-        images = Path(options.images) if options.images else image_folder_of(file, file.parent)
-        return open_coco(file, images, options.bad_boxes)
+        return open_coco(Path(options.json), Path(options.images) if options.images else None, options.bad_boxes)
     config = folder / "config.json"
-    data = options.data or (json.loads(config.read_text())["data"] if config.is_file() else "")
+    if own_data(options, folder) and config.is_file() and options.split in ("train", "val"):
+        train, val, notes = open_training_data(from_dict(TrainConfig, read_json(config)))
+        for note in notes:
+            print(note)
+        return train if options.split == "train" else val
+    data = options.data or trained_on(folder)
     if not data:
         raise InputError("evaluate on what? Give --data FOLDER, or --json FILE and --images FOLDER")
     return open_dataset(data, options.split, options.bad_boxes)

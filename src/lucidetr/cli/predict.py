@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lucidetr.config import check_ranges
+from lucidetr.errors import InputError
+
 
 @dataclass(frozen=True)
 class Options:
@@ -26,10 +29,15 @@ class Options:
 def run(arguments: list[str]) -> None:
     """Predict, draw, write."""
     options = tyro.cli(Options, args=arguments, prog="lucidetr predict")
+    check_ranges(options, "--", {"threshold": (0, 1)})
 
     from lucidetr.deployment.detector import load
     from lucidetr.deployment.pictures import predict_pictures
 
     detector = load(options.model, options.device, options.precision)
-    pictures, boxes = predict_pictures(detector, options.pictures, Path(options.out), options.threshold)
-    print(f"{boxes} objects in {pictures} pictures; drawn in {options.out}, boxes in {options.out}/detections.json")
+    done = predict_pictures(detector, options.pictures, Path(options.out), options.threshold)
+    print(
+        f"{done.boxes} objects in {done.pictures} pictures; drawn in {options.out}, boxes in {options.out}/detections.json"
+    )
+    if done.refused:
+        raise InputError(f"{len(done.refused)} pictures could not be used: {'; '.join(done.refused)}")

@@ -10,6 +10,9 @@ from lucidetr.recipes import RECIPES
 
 def run(arguments: list[str]) -> None:
     """Print the table."""
+    if arguments in (["--help"], ["-h"]):
+        print("lucidetr recipes   print the named models and their sizes as a table; no options")
+        return
     if arguments:
         raise InputError(f"lucidetr recipes takes no options (given: {' '.join(arguments)})")
     print(recipe_table())

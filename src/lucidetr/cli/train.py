@@ -20,5 +20,5 @@ def run(arguments: list[str]) -> None:
     from lucidetr.inspection.curves import draw_curves
     from lucidetr.training.loop import train
 
-    folder = train(config, choose_engine(config.engine))
+    folder = train(*choose_engine(config))
     print(f"curves: {draw_curves(folder, folder / 'curves.png')}")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lucidetr.config import ModelCard
 from lucidetr.conversion import efficientnet, facebook, hugging_face, torchvision
-from lucidetr.conversion.names import Converted
+from lucidetr.conversion.describe import empty_model
+from lucidetr.conversion.names import COUNTER, Converted, account, without
 from lucidetr.conversion.read import read_json, read_pth, read_safetensors
 from lucidetr.errors import InputError
 
@@ -77,8 +78,15 @@ def _sample(names: Any) -> str:
     return ", ".join(list(names)[:3]) + (", …" if len(names) > 3 else "") if names else "nothing inside"
 
 
+def _need_detector(card: ModelCard) -> None:
+    if not card.categories:
+        raise InputError("a backbone alone cannot be written as a detector: train one from it by --weights first")
+
+
 def export_hugging_face(state: Mapping[str, Tensor], card: ModelCard, folder: Path) -> None:
     """Write a folder that `DetrForObjectDetection.from_pretrained` loads; an unknown kind of model is an InputError."""
+    _need_detector(card)
+    account(without(state, suffixes=(COUNTER,)), empty_model(card.model), "the model")
     tensors, config, preprocessor = hugging_face.export_hugging_face(state, card)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -88,6 +96,8 @@ def export_hugging_face(state: Mapping[str, Tensor], card: ModelCard, folder: Pa
 
 def export_facebook(state: Mapping[str, Tensor], card: ModelCard, path: Path) -> None:
     """Write a `.pth` with the names of facebookresearch/detr; an unknown kind of model is an InputError."""
+    _need_detector(card)
+    account(without(state, suffixes=(COUNTER,)), empty_model(card.model), "the model")
     payload = facebook.export_facebook(state, card)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(payload, path)

@@ -50,11 +50,6 @@ def model_config(
     missing = [name for name in needed if name not in state]
     if missing:
         raise InputError(f"{source}: a detector needs {listed(missing)} (our names): the file lacks them")
-    if "position.row" in state:
-        raise InputError(
-            f"{source}: a learned position encoding is not converted: it was trained with the column's half first, "
-            "and here the row's half is first; only sine position encodings (all published models) can be loaded"
-        )
     d_model = len(state["projection.weight"])
     if d_model % num_heads:
         raise InputError(f"{source}: {num_heads} heads do not divide d_model {d_model}: give the right number of heads")
@@ -64,6 +59,7 @@ def model_config(
             layers[match[1]] = max(layers[match[1]], int(match[2]) + 1)
     hidden = [len(tensor) for name, tensor in state.items() if name.endswith("feed_forward.expand.weight")]
     pre_norm = "encoder.norm.weight" in state
+    learned = "position.row" in state
     return ModelConfig(
         backbone=backbone,
         num_classes=len(state["heads.category.weight"]) - 1,
@@ -77,6 +73,8 @@ def model_config(
         decoder_block="pre_norm" if pre_norm else "post_norm",
         num_queries=len(state["queries.position"]),
         dropout=dropout,
+        position="learned" if learned else "sine",
+        position_table=len(state["position.row"]) if learned else ModelConfig.position_table,
     )
 
 

@@ -111,14 +111,13 @@ def export_facebook(state: Mapping[str, Tensor], card: ModelCard) -> dict[str, A
         (not backbone.dilation or is_bottleneck(backbone.name), f"it has no dilated {backbone.name}"),
         (model.num_heads * model.head_dim == model.d_model, "num_heads × head_dim is not d_model"),
         (model.encoder_block == model.decoder_block, "encoder_block and decoder_block differ"),
-        (model.position == "sine", "position is learned, its learned encoding has the column's half first"),
     ):
         if not fits:
             raise InputError(f"facebookresearch/detr cannot build this model: {reason}")
     options = argparse.Namespace(
         backbone=backbone.name,
         dilation=backbone.dilation,
-        position_embedding="sine",
+        position_embedding=model.position,
         enc_layers=model.encoder_layers,
         dec_layers=model.decoder_layers,
         dim_feedforward=model.feed_forward,

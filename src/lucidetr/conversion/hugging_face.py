@@ -141,7 +141,7 @@ def export_hugging_face(
         (not timm or _timm_has(backbone), "a dilated backbone comes from timm, and only ResNets of width 64 agree"),
         (model.num_heads * model.head_dim == model.d_model, "num_heads × head_dim is not d_model"),
         (model.encoder_block == model.decoder_block == "post_norm", "its blocks are post_norm"),
-        (model.position == "sine", "position is learned, its learned encoding has the column's half first"),
+        (model.position == "sine", "position is learned, which is not written in its names"),
     ):
         if not fits:
             raise InputError(f"DetrForObjectDetection cannot build this model: {reason}")

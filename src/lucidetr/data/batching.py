@@ -5,6 +5,7 @@ is taken up again in the middle sees the same samples, and so does any number of
 """
 
 import functools
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +17,7 @@ from lucidetr.config import ImageConfig
 from lucidetr.data.dataset import Dataset
 from lucidetr.data.preprocessing import Sample, make_batch, resize, resized_size
 from lucidetr.data.transforms import Augmentation
+from lucidetr.errors import InputError
 from lucidetr.structures import Batch, Target
 
 
@@ -59,7 +61,14 @@ class _Steps(TorchDataset):
         self.dataset, self.images, self.augmentation, self.seed = dataset, images, augmentation, seed
         self.batch, self.micro_batch = cut
 
-    def __getitem__(self, index: int) -> list[Batch]:
+    def __getitem__(self, index: int) -> list[Batch] | InputError:
+        try:
+            return self.parts(index)
+        except InputError as error:
+            return error  # raised where it is received: a worker's traceback would bury the message
+
+    def parts(self, index: int) -> list[Batch]:
+        """Return the batch of one step in parts."""
         samples = [self.sample(*each) for each in step_samples(len(self.dataset), self.seed, index, self.batch)]
         parts = range(0, self.batch, self.micro_batch)
         return [make_batch(samples[at : at + self.micro_batch], self.images) for at in parts]
@@ -89,7 +98,24 @@ def training_steps(
     """Yield the batches of each optimiser step from `start` on, without end, each step as parts of `micro_batch`."""
     steps = _Steps(dataset, images, augmentation, seed, (batch, micro_batch))
     own = torch.Generator()  # the loader draws a number when it starts; not from the model's random state
-    return iter(DataLoader(steps, batch_size=None, sampler=_CountFrom(start), num_workers=workers, generator=own))
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        sampler=_CountFrom(start),
+        num_workers=workers,
+        generator=own,
+        worker_init_fn=leave_signals,
+    )
+    for parts in loader:
+        if isinstance(parts, InputError):
+            raise parts
+        yield parts
+
+
+def leave_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the process that trains: a worker that died of them would take the save with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _CountFrom:
@@ -106,7 +132,17 @@ class _CountFrom:
 
 
 def evaluation_batches(dataset: Dataset, images: ImageConfig, batch: int) -> Iterator[Batch]:
-    """Yield every image once, in order, resized and nothing else."""
-    for start in range(0, len(dataset), batch):
-        indices = range(start, min(start + batch, len(dataset)))
-        yield make_batch([fixed_sample(dataset, images, index) for index in indices], images)
+    """Yield every image once, in order, resized and nothing else.
+
+    Only images of one size share a batch: none is padded, so no prediction depends on its neighbours (group norm
+    measures padding too), and evaluation sees what prediction will see.
+    """
+    samples: list[Sample] = []
+    for index in range(len(dataset)):
+        sample = fixed_sample(dataset, images, index)
+        if samples and (len(samples) == batch or sample.image.shape != samples[0].image.shape):
+            yield make_batch(samples, images)
+            samples = []
+        samples.append(sample)
+    if samples:
+        yield make_batch(samples, images)

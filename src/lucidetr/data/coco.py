@@ -18,13 +18,14 @@ EDGE_TOLERANCE = 2.0  # pixels that a box may reach over the picture's edge: rou
 SHOWN = 10  # faults listed in one message
 
 
-def read_coco(path: Path, images: Path, bad_boxes: BadBoxes = "refuse") -> Annotations:
-    """Read one COCO file whose pictures lie in the folder `images`.
+def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "refuse") -> Annotations:
+    """Read one COCO file whose pictures lie in the folder `images`, or where data sets keep theirs when it is None.
 
     Everything that cannot be trained on is an InputError that names the file, the id, the value and what to do.
     With `bad_boxes="drop"`, boxes without area are left out and boxes over the edge are cut.
     """
     content = _load_json(path)
+    images = images or _image_folder_of(path, content)
     categories = _categories(path, content["categories"])
     image_ids, names, sizes = _images(path, images, content["images"])
     annotations = content["annotations"]
@@ -33,7 +34,7 @@ def read_coco(path: Path, images: Path, bad_boxes: BadBoxes = "refuse") -> Annot
     image_rows = _positions(path, owners, image_ids, ids, "image_id")
     labels = _positions(path, kinds, np.array(categories.ids, dtype=np.int64), ids, "category_id")
     boxes = _boxes(path, annotations)
-    areas = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=np.float64)
+    areas = _areas(path, annotations)
     crowd = np.array([a.get("iscrowd", 0) == 1 for a in annotations], dtype=bool)
 
     boxes, keep = _check_boxes(path, boxes, ids, sizes[image_rows], names[image_rows], bad_boxes)
@@ -60,8 +61,8 @@ def write_coco(annotations: Annotations, path: Path) -> None:
     path.write_text(json.dumps(annotations.to_coco()))
 
 
-def find_coco(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Find the annotation file and image folder of each split below `folder`: {"train": (json, images), …}.
+def find_coco(folder: Path) -> dict[str, Path]:
+    """Find the annotation file of each split below `folder`: {"train": path, "val": path, …}.
 
     Known layouts: annotations/NAME.json beside image folders (COCO itself, with instances_ before the name),
     NAME.json in the folder, and SPLIT/_annotations.coco.json beside that split's images. A lone file without a
@@ -69,9 +70,8 @@ def find_coco(folder: Path) -> dict[str, tuple[Path, Path]]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give --data the folder that holds your images and COCO json files")
-    candidates = sorted(
-        {*folder.glob("annotations/*.json"), *folder.glob("*.json"), *folder.glob("*/_annotations*.json")}
-    )
+    places = ("annotations/*.json", "*.json", "*/_annotations*.json")
+    candidates = sorted({path for place in places for path in folder.glob(place)})
     if any(path.stem.startswith("instances") for path in candidates):  # COCO also ships captions and key points
         candidates = [path for path in candidates if path.stem.startswith("instances")]
     if not candidates:
@@ -81,20 +81,17 @@ def find_coco(folder: Path) -> dict[str, tuple[Path, Path]]:
         )
     found: dict[str, list[Path]] = {}
     for path in candidates:
-        found.setdefault(_split_of(path) or ("train" if len(candidates) == 1 else ""), []).append(path)
-    splits = {}
-    for split, paths in found.items():
-        if len(paths) > 1 and split:
-            listed = ", ".join(str(path) for path in paths)
-            raise InputError(
-                f"{folder}: more than one file for the split {split}: {listed}; choose with --{split}-json"
-            )
+        split = _split_of(path) or ("train" if len(candidates) == 1 else None)
         if split:
-            splits[split] = (paths[0], image_folder_of(paths[0], folder))
-    if "train" not in splits and "val" not in splits and "test" not in splits:
+            found.setdefault(split, []).append(path)
+    if not found:
         listed = ", ".join(path.name for path in candidates)
         raise InputError(f"{folder}: none of {listed} has train, val or test in its name; choose with --train-json")
-    return splits
+    for split, paths in found.items():
+        if len(paths) > 1:
+            listed = ", ".join(str(path) for path in paths)
+            raise InputError(f"{folder}: more than one file for the split {split}: {listed}; keep one, or name it")
+    return {split: paths[0] for split, paths in found.items()}
 
 
 def _split_of(path: Path) -> str | None:
@@ -104,23 +101,20 @@ def _split_of(path: Path) -> str | None:
     return next((split for split, words in SPLIT_WORDS.items() if any(w in parts for w in words)), None)
 
 
-def image_folder_of(path: Path, folder: Path) -> Path:
+def _image_folder_of(path: Path, content: dict[str, Any]) -> Path:
     """Find the folder that the file's first image lies in, looking where data sets keep their images."""
-    content = _load_json(path)
-    if not content["images"]:
-        return folder
-    first = content["images"][0].get("file_name", "")
-    word = re.sub(r"^instances_", "", path.stem)
-    split = _split_of(path) or ""
-    names = [word, split, *SPLIT_WORDS.get(split, ()), "images", f"images/{word}", f"images/{split}", "."]
-    places = [path.parent] + [root / name for root in (folder, path.parent) for name in names if name]
+    first = next((item.get("file_name") for item in content["images"]), None)
+    if not isinstance(first, str):
+        return path.parent  # what is wrong with the list of images is said when it is read
+    word, split = re.sub(r"^instances_", "", path.stem), _split_of(path) or ""
+    names = [".", word, split, *SPLIT_WORDS.get(split, ()), "images", f"images/{word}", f"images/{split}"]
+    roots = (path.parent, path.parent.parent)
+    places = list(dict.fromkeys(root / name for root in roots for name in names if name))
     for place in places:
         if (place / first).is_file():
             return place
-    tried = ", ".join(dict.fromkeys(str(place) for place in places))
-    raise InputError(
-        f"{path}: its first image {first} is in none of {tried}; give the folder with --{split or 'train'}-images"
-    )
+    tried = ", ".join(str(place) for place in places)
+    raise InputError(f"{path}: its first image {first} is in none of {tried}; put it there, or give its folder too")
 
 
 def _load_json(path: Path) -> dict[str, Any]:
@@ -246,6 +240,17 @@ def _boxes(path: Path, annotations: list[dict]) -> np.ndarray:
     return np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
 
 
+def _areas(path: Path, annotations: list[dict]) -> np.ndarray:
+    """Return the area of each object as the file states it, else that of its box."""
+    areas = [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations]
+    for annotation, area in zip(annotations, areas, strict=True):
+        if type(area) not in (int, float) or not 0 <= area < float("inf"):
+            if "area" not in annotation:
+                continue  # a faulty box, which is named on its own account
+            raise InputError(f"{path}: annotation {annotation['id']} has area {area!r}; expected a number of 0 or more")
+    return np.array(areas, dtype=np.float64)
+
+
 def _check_boxes(
     path: Path, boxes: np.ndarray, ids: np.ndarray, sizes: np.ndarray, names: np.ndarray, policy: BadBoxes
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -278,8 +283,10 @@ def _box_faults(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, str
     high = boxes[:, :2] + boxes[:, 2:]
     over = np.stack([-boxes[:, 0], -boxes[:, 1], high[:, 0] - width, high[:, 1] - height], axis=1)
     finite = np.asarray(np.isfinite(boxes).all(axis=1))
-    empty = np.asarray((boxes[:, 2:] <= 0).any(axis=1))
+    inside = np.minimum(high, sizes[:, ::-1]) - np.maximum(boxes[:, :2], 0)
     outside = np.asarray((over > EDGE_TOLERANCE).any(axis=1))
+    nothing_left = np.asarray((inside <= 0).any(axis=1)) & ~outside
+    empty = np.asarray((boxes[:, 2:] <= 0).any(axis=1)) | nothing_left
     for row in np.flatnonzero(~finite | empty | outside).tolist():
         if not finite[row]:
             yield row, "is not finite"

@@ -11,7 +11,7 @@ from torch import Tensor
 from lucidetr.config import TrainConfig
 from lucidetr.data import digits
 from lucidetr.data.annotations import Annotations
-from lucidetr.data.coco import BadBoxes, find_coco, image_folder_of, read_coco
+from lucidetr.data.coco import BadBoxes, find_coco, read_coco
 from lucidetr.data.decoding import read_image
 from lucidetr.errors import InputError, did_you_mean
 
@@ -60,19 +60,22 @@ class Dataset:
 
 
 def open_dataset(source: str, split: str, bad_boxes: BadBoxes = "refuse") -> Dataset:
-    """Open one split of a folder or of a generated set."""
+    """Open one split of a folder or of a generated set, or a single COCO file, which is every split."""
     if source.startswith("generated:"):
         return _open_digits(source, split)
+    if source.endswith(".json"):
+        return open_coco(Path(source), bad_boxes=bad_boxes)
     splits = find_coco(Path(source))
     if split not in splits:
         raise InputError(f"{source} has no split {split}: {did_you_mean(split, splits)}")
-    return open_coco(*splits[split], bad_boxes)
+    return open_coco(splits[split], bad_boxes=bad_boxes)
 
 
-def open_coco(path: Path, images: Path, bad_boxes: BadBoxes = "refuse") -> Dataset:
-    """Open one COCO file and its image folder."""
+def open_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "refuse") -> Dataset:
+    """Open one COCO file, with its image folder when that cannot be found by itself."""
     annotations = read_coco(path, images, bad_boxes)
-    return Dataset(str(path), annotations, lambda index: read_image(images / str(annotations.file_names[index])))
+    names, folder = annotations.file_names, annotations.folder
+    return Dataset(str(path), annotations, lambda index: read_image(folder / str(names[index])))
 
 
 def _open_digits(source: str, split: str) -> Dataset:
@@ -82,12 +85,15 @@ def _open_digits(source: str, split: str) -> Dataset:
 
 def has_split(source: str, split: str) -> bool:
     """Say whether a folder or generated set comes with that split."""
-    return split in digits.SPLITS if source.startswith("generated:") else split in find_coco(Path(source))
+    if source.startswith("generated:"):
+        return split in digits.SPLITS
+    return not source.endswith(".json") and split in find_coco(Path(source))
 
 
 def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]]:
     """Return the training and the validation split, and a sentence for everything worth knowing about them."""
     notes = []
+    gigabytes = config.cache_gb / max(config.workers, 1)  # each reading process keeps its own
     if config.train_json:
         train = _open_explicit(config.train_json, config.train_images, config)
     elif config.data:
@@ -96,7 +102,7 @@ def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]
         raise InputError("no data: give --data FOLDER, --data generated:digits, or --train-json and --train-images")
     if config.overfit:
         few = train.subset(np.arange(min(config.overfit, len(train))), f"{train.name}, first {config.overfit}")
-        few = few.keep(config.cache_gb)
+        few = few.keep(gigabytes)
         return few, few, [f"overfitting {len(few)} images: evaluated on the same images, no augmentation"]
     if config.val_json:
         val = _open_explicit(config.val_json, config.val_images, config)
@@ -113,13 +119,11 @@ def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]
             f"{train.name} and {val.name} have different categories: "
             f"{train.annotations.categories} against {val.annotations.categories}; give both the same list"
         )
-    return train.keep(config.cache_gb), val.keep(config.cache_gb), notes
+    return train.keep(gigabytes), val.keep(config.cache_gb), notes
 
 
 def _open_explicit(path: str, images: str, config: TrainConfig) -> Dataset:
-    file = Path(path)
-    folder = Path(images) if images else image_folder_of(file, file.parent)
-    return open_coco(file, folder, config.bad_boxes)
+    return open_coco(Path(path), Path(images) if images else None, config.bad_boxes)
 
 
 def set_aside(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

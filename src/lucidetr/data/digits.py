@@ -81,8 +81,28 @@ def _source() -> tuple[UInt8[Tensor, "2 3 427 640"], Tensor, np.ndarray]:
     return photos, torch.from_numpy(pixels).float().view(-1, 8, 8) / 16, np.asarray(classes)
 
 
+@dataclass(frozen=True)
+class Placed:
+    """Say which digit lies where in a scene, at what side, in which colour."""
+
+    source: int
+    side: int
+    left: int
+    top: int
+    colour: tuple[int, int, int]
+
+
+@functools.lru_cache(maxsize=4096)
+def _alpha(source: int, side: int) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Return a digit's opacity at that side, and left, top, width, height of its ink in it."""
+    alpha = F.interpolate(_source()[1][source][None, None], (side, side), mode="bilinear")[0, 0]
+    ink = (alpha > BOX_ALPHA).nonzero()
+    (y0, x0), (y1, x1) = ink.amin(0).tolist(), (ink.amax(0) + 1).tolist()
+    return alpha, (x0, y0, x1 - x0, y1 - y0)
+
+
 class DigitScenes:
-    """Draw scene `index` of a split: pixels and boxes."""
+    """Draw the scenes of a split: what is in scene `index` is laid out first, and painted only when it is looked at."""
 
     def __init__(self, config: DigitsConfig, split: str):
         if split not in SPLITS:
@@ -92,67 +112,65 @@ class DigitScenes:
     def __len__(self) -> int:
         return self.config.train if self.split == "train" else self.config.val
 
-    def draw(self, index: int) -> tuple[UInt8[Tensor, "3 size size"], np.ndarray, np.ndarray]:
-        """Return picture, boxes [object, 4] as left, top, width, height, and labels.
+    def layout(self, index: int) -> tuple[tuple[int, int, int, int], list[Placed]]:
+        """Return photograph, side, top and left of the background's crop, and the digits.
 
         A crowded scene may end up with fewer digits than drawn for it: a digit that finds no free place after
         100 tries is left out.
         """
         config = self.config
         random = np.random.default_rng([config.seed, SPLITS[self.split], index])
-        _, digits, classes = _source()
-        scene = self._background(random)
-        boxes, labels, taken = [], [], np.zeros((0, 4))
+        which = int(random.integers(2))
+        _, _, height, width = _source()[0].shape
+        crop = int(random.integers(CROP_SIDES[0], CROP_SIDES[1] + 1))
+        top, left = int(random.integers(height - crop + 1)), int(random.integers(width - crop + 1))
+        placed: list[Placed] = []
         for _ in range(random.integers(config.objects[0], config.objects[1] + 1)):
             side = int(random.integers(config.digit[0], config.digit[1] + 1))
-            which = int(random.integers(*SOURCE_DIGITS[self.split]))
-            colour = torch.from_numpy(random.integers(COLOURS[0], COLOURS[1] + 1, 3)).float()
-            place = self._free_place(random, side, taken)
-            if place is None:
-                continue
-            left, top = place
-            taken = np.concatenate([taken, [[left, top, left + side, top + side]]])
-            alpha = F.interpolate(digits[which][None, None], (side, side), mode="bilinear")[0, 0]
-            window = scene[:, top : top + side, left : left + side]
-            window += alpha * (colour[:, None, None] - window)
-            ink = (alpha > BOX_ALPHA).nonzero()
-            (y0, x0), (y1, x1) = ink.amin(0).tolist(), (ink.amax(0) + 1).tolist()
-            boxes.append([left + x0, top + y0, x1 - x0, y1 - y0])
-            labels.append(classes[which])
-        picture = scene.round().clamp(0, 255).to(torch.uint8)
-        return picture, np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(labels, dtype=np.int64)
+            source = int(random.integers(*SOURCE_DIGITS[self.split]))
+            red, green, blue = random.integers(COLOURS[0], COLOURS[1] + 1, 3).tolist()
+            place = self._free_place(random, side, placed)
+            if place:
+                placed.append(Placed(source, side, *place, (red, green, blue)))
+        return (which, crop, top, left), placed
 
     def picture(self, index: int) -> UInt8[Tensor, "3 size size"]:
-        """Return the pixels of scene `index`."""
-        return self.draw(index)[0]
-
-    def _background(self, random: np.random.Generator) -> Tensor:
-        """Return a darkened random crop of one of the photographs."""
-        photo = _source()[0][int(random.integers(2))]
-        side = int(random.integers(CROP_SIDES[0], CROP_SIDES[1] + 1))
-        top = int(random.integers(photo.shape[1] - side + 1))
-        left = int(random.integers(photo.shape[2] - side + 1))
-        crop = photo[None, :, top : top + side, left : left + side].float()
+        """Return the pixels of scene `index`: digits over a darkened crop of a photograph."""
+        (which, crop, top, left), placed = self.layout(index)
+        photo = _source()[0][which, None, :, top : top + crop, left : left + crop].float()
         size = (self.config.size, self.config.size)
-        return F.interpolate(crop, size, mode="bilinear", antialias=True)[0] * BRIGHTNESS
+        scene = F.interpolate(photo, size, mode="bilinear", antialias=True)[0] * BRIGHTNESS
+        for digit in placed:
+            alpha, _ = _alpha(digit.source, digit.side)
+            window = scene[:, digit.top : digit.top + digit.side, digit.left : digit.left + digit.side]
+            window += alpha * (torch.tensor(digit.colour).float()[:, None, None] - window)
+        return scene.round().clamp(0, 255).to(torch.uint8)
 
-    def _free_place(self, random: np.random.Generator, side: int, taken: np.ndarray) -> tuple[int, int] | None:
+    def boxes(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the boxes [object, 4] of scene `index` as left, top, width, height, and their labels."""
+        classes = _source()[2]
+        _, placed = self.layout(index)
+        boxes = []
+        for digit in placed:
+            x, y, width, height = _alpha(digit.source, digit.side)[1]
+            boxes.append([digit.left + x, digit.top + y, width, height])
+        labels = [classes[digit.source] for digit in placed]
+        return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(labels, dtype=np.int64)
+
+    def _free_place(self, random: np.random.Generator, side: int, placed: list[Placed]) -> tuple[int, int] | None:
         """Return a left and top where a digit overlaps no other, or None."""
         for _ in range(PLACEMENT_TRIES):
             left, top = random.integers(0, self.config.size - side + 1, 2).tolist()
-            apart = (
-                (taken[:, 2] <= left)
-                | (taken[:, 0] >= left + side)
-                | (taken[:, 3] <= top)
-                | (taken[:, 1] >= top + side)
-            )
-            if apart.all():
+            if all(
+                d.left + d.side <= left or left + side <= d.left or d.top + d.side <= top or top + side <= d.top
+                for d in placed
+            ):
                 return left, top
         return None
 
     def annotations(self) -> Annotations:
         """Return the boxes of the whole split; image ids start at 1 as in COCO files."""
-        scenes = [self.draw(index)[1:] for index in range(len(self))]
+        scenes = [self.boxes(index) for index in range(len(self))]
         counts = [len(labels) for _, labels in scenes]
         boxes = np.concatenate([boxes for boxes, _ in scenes])
         count = len(self)

@@ -43,7 +43,8 @@ class Detector:
     def predict_many(self, pictures: Iterable[Any], threshold: float = 0.0) -> Iterator[Detections]:
         """Yield the detections of each picture in turn; each is seen alone, so none depends on its neighbours."""
         for picture in pictures:
-            batch = make_batch([prepare(as_image(picture), self.card.images)], self.card.images).to(self.device)
+            batch = make_batch([prepare(as_image(picture), self.card.images)], self.card.images)
+            batch = batch.to(self.device, next(self.model.parameters()).dtype)
             with self.autocast():
                 predictions = self.model(batch.images, batch.padding)
             yield postprocess(predictions, batch.sizes, self.card.categories)[0].above(threshold)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lucidetr.data.decoding import SUFFIXES, read_image
@@ -11,13 +12,27 @@ from lucidetr.errors import InputError
 from lucidetr.training.checkpoint import write_atomically
 
 
-def find_pictures(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
-    """Return (file, name relative to what was given) of every picture among files and folders, in order."""
+@dataclass(frozen=True)
+class Done:
+    """Count what was predicted, and name each picture that could not be used."""
+
+    pictures: int
+    boxes: int
+    refused: list[str]
+
+
+def find_pictures(inputs: Sequence[str], out: Path) -> list[tuple[Path, Path]]:
+    """Return (file, name relative to what was given) of every picture among files and folders, in order.
+
+    What lies under `out` inside a given folder was drawn earlier and does not count.
+    """
     found = []
     for text in inputs:
         path = Path(text)
         if path.is_dir():
             files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+            if out.resolve() != path.resolve():
+                files = [f for f in files if out.resolve() not in f.resolve().parents]
             if not files:
                 raise InputError(f"{path}: no pictures in this folder ({', '.join(SUFFIXES)})")
             found += [(file, file.relative_to(path)) for file in files]
@@ -49,20 +64,24 @@ def plan_outputs(pictures: Sequence[tuple[Path, Path]], out: Path) -> list[Path]
     return places
 
 
-def predict_pictures(detector: Detector, inputs: Sequence[str], out: Path, threshold: float) -> tuple[int, int]:
-    """Draw every picture's detections under `out`, write out/detections.json; return counts of pictures and boxes."""
-    pictures = find_pictures(inputs)
-    places = plan_outputs(pictures, out)
-    images, annotations = [], []
-    for number, ((file, _), place) in enumerate(zip(pictures, places, strict=True), start=1):
-        image = read_image(file)
-        detections = detector.predict(image, threshold)
+def predict_pictures(detector: Detector, inputs: Sequence[str], out: Path, threshold: float) -> Done:
+    """Draw every picture's detections under `out` and write out/detections.json.
+
+    A picture that cannot be read is named in the result and does not stop the others.
+    """
+    pictures = find_pictures(inputs, out)
+    images, annotations, refused = [], [], []
+    for (file, _), place in zip(pictures, plan_outputs(pictures, out), strict=True):
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            draw_detections(image, detections).save(place)
-        except OSError as error:
-            raise InputError(f"{place}: cannot be written ({error.strerror}); choose another --out") from None
+            image = read_image(file)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        detections = detector.predict(image, threshold)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draw_detections(image, detections).save(place)
         _, height, width = image.shape
+        number = len(images) + 1
         images.append({"id": number, "file_name": str(file), "width": width, "height": height})
         for row in detections.to_coco(number):
             area = row["bbox"][2] * row["bbox"][3]
@@ -71,4 +90,4 @@ def predict_pictures(detector: Detector, inputs: Sequence[str], out: Path, thres
     categories = [{"id": category_id, "name": name} for category_id, name in names]
     content = {"images": images, "categories": categories, "annotations": annotations}
     write_atomically(out / "detections.json", json.dumps(content, indent=1).encode())
-    return len(images), len(annotations)
+    return Done(len(images), len(annotations), refused)

@@ -29,7 +29,7 @@ def detect(
 ) -> list[Detections]:
     """Return the detections of every image of a split; the model's training mode is left as it was."""
     some = next(model.parameters())
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     found: list[Detections] = []
     try:
@@ -40,7 +40,8 @@ def detect(
             found += postprocess(predictions, part.sizes, categories)
             progress(len(found))
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
     return found
 
 

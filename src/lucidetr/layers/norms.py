@@ -35,7 +35,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     >>> [group_norm(channels).num_groups for channels in (2048, 32, 144)]
     [32, 16, 24]
     """
-    groups = next(groups for groups in range(min(32, channels // 2), 0, -1) if channels % groups == 0)
+    groups = next(groups for groups in range(min(32, max(channels // 2, 1)), 0, -1) if channels % groups == 0)
     return nn.GroupNorm(groups, channels)
 
 

@@ -1,6 +1,6 @@
 """2-D position encodings: where a token lies in its picture (DETR, A.4; Parmar et al. 2018).
 
-Half of the channels say how far down, half how far right. Both count in the picture without its padding.
+Half of the channels say how far down, half how far right. Waves count in the picture without its padding.
 """
 
 import math
@@ -53,7 +53,10 @@ class LearnedPosition(nn.Module):
     def forward(
         self, padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
     ) -> Float[Tensor, "batch d_model grid_h grid_w"]:
-        """Return the encoding of every cell, rows in the first half of the channels, columns in the second."""
+        """Return the encoding of every cell, columns in the first half of the channels, rows in the second.
+
+        That is the order of published weights; the waves have rows first.
+        """
         batch, grid_h, grid_w = padding.shape
         if max(grid_h, grid_w) > len(self.row):
             raise InputError(
@@ -62,4 +65,4 @@ class LearnedPosition(nn.Module):
             )
         row = self.row[:grid_h, None].expand(-1, grid_w, -1)
         column = self.column[None, :grid_w].expand(grid_h, -1, -1)
-        return torch.cat([row, column], dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1).to(dtype)
+        return torch.cat([column, row], dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1).to(dtype)

@@ -55,14 +55,15 @@ def group_norm(
 ) -> Float[Tensor, "batch channel h w"]:
     """Return every image standardised over the cells of 32 groups of neighbouring channels.
 
-    Fewer groups where 32 would leave a channel alone: it would then lose its own mean, all that it says.
+    Fewer groups where 32 would leave a channel alone (it would then lose its own mean, all that it says), or would
+    not divide the channels.
 
     >>> x = torch.tensor([1.0, 3.0, 10.0, 30.0]).view(1, 4, 1, 1)  # four channels: two groups of two
     >>> group_norm(x, torch.ones(4), torch.zeros(4)).flatten().round(decimals=3).tolist()
     [-1.0, 1.0, -1.0, 1.0]
     """
     batch, channels, height, width = x.shape
-    groups = min(32, channels // 2)
+    groups = max(count for count in range(1, min(32, max(channels // 2, 1)) + 1) if channels % count == 0)
     grouped = x.reshape(batch, groups, channels // groups, height, width)
     return standardise(grouped, (2, 3, 4)).reshape(x.shape) * per_channel(weight) + per_channel(bias)
 

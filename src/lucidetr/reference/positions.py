@@ -69,15 +69,15 @@ def waves(
 def learned_position(
     row: Float[Tensor, "table half"], column: Float[Tensor, "table half"], batch: int, grid_h: int, grid_w: int
 ) -> Float[Tensor, "{batch} d_model {grid_h} {grid_w}"]:
-    """Return a learned vector for the cell's row, followed by one for its column.
+    """Return a learned vector for the cell's column, followed by one for its row: the other way round than in waves.
 
     >>> row, column = torch.tensor([[1.0], [2.0]]), torch.tensor([[10.0], [20.0]])
     >>> learned_position(row, column, batch=1, grid_h=2, grid_w=1).tolist()
-    [[[[1.0], [2.0]], [[10.0], [10.0]]]]
+    [[[[10.0], [10.0]], [[1.0], [2.0]]]]
     """
     if max(grid_h, grid_w) > len(row):
         raise ValueError(f"a grid of {grid_h} × {grid_w} is larger than the learned position table of {len(row)}")
     i = torch.arange(grid_h, device=row.device)[:, None].expand(grid_h, grid_w)
     j = torch.arange(grid_w, device=row.device)[None, :].expand(grid_h, grid_w)
-    position = torch.cat([row[i], column[j]], dim=-1)
+    position = torch.cat([column[j], row[i]], dim=-1)
     return position.permute(2, 0, 1).expand(batch, -1, -1, -1)

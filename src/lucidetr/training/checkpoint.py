@@ -7,6 +7,7 @@ RUN/checkpoints/step-N.safetensors hold everything needed to go on with step N +
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder itself is none, there is nothing to tidy
+            temporary.unlink()
         raise InputError(
             f"{path}: cannot be written ({error.strerror}): {len(content):,} bytes are needed; "
             "free some space or choose another folder. What was saved before is unharmed"
@@ -57,7 +59,13 @@ def has_card(path: Path) -> bool:
     """Say whether this is a model of ours: a run's folder, or a safetensors file with a card inside."""
     if path.is_dir():
         return any((path / name).is_file() for name in MODEL_FILES)
-    return path.suffix == ".safetensors" and "card" in load_tensors(path)[1]
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "card" in (file.metadata() or {})
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
@@ -103,13 +111,16 @@ def training_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), file) for match, file in found if match]
 
 
-def load_newest_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read the training checkpoint of the highest step number, or None when there is none."""
-    checkpoints = sorted(training_checkpoints(folder))
-    if not checkpoints:
-        return None
-    tensors, metadata = load_tensors(checkpoints[-1][1])
-    return tensors, json.loads(metadata["state"])
+def load_newest_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """Read the training checkpoint of the highest step number that can be read, and name those passed over."""
+    notes: list[str] = []
+    for _, path in sorted(training_checkpoints(folder), reverse=True):
+        try:
+            tensors, metadata = load_tensors(path)
+            return tensors, json.loads(metadata["state"]), notes
+        except (InputError, KeyError, ValueError) as error:
+            notes.append(f"passed over a damaged checkpoint: {error}")
+    raise InputError(f"{folder}: no checkpoint in it can be read: {'; '.join(notes)}")
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

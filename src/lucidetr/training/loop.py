@@ -1,6 +1,7 @@
 """The training loop, top to bottom in the order in which a run happens."""
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,12 @@ from lucidetr.training.checkpoint import (
 )
 from lucidetr.training.ema import MovingAverage
 from lucidetr.training.engine import FAST, Engine
-from lucidetr.training.optimiser import build_optimiser, freeze, rate, set_rate
+from lucidetr.training.interrupt import Interruption, Stopped
+from lucidetr.training.optimiser import build_optimiser, freeze, learning_mode, rate, set_rate
 from lucidetr.training.precision import autocast, choose_device, choose_precision
 from lucidetr.training.progress import ProgressLine, duration
-from lucidetr.training.run_log import RunLog, describe_run, prepare_folder
-from lucidetr.training.start import fit_to_data, fit_to_weights, load_start
+from lucidetr.training.run_log import RunLog, as_it_began, describe_run, prepare_folder
+from lucidetr.training.start import load_start, settle
 
 LOG_EVERY = 10  # optimiser steps between lines of metrics.jsonl
 
@@ -52,6 +54,10 @@ class Clock:
     def progress(self) -> float:
         """Return the share of the run that is done, 0…1."""
         return min(self.step / self.steps if self.steps else self.seconds / (60 * self.minutes), 1.0)
+
+    def looks(self, evaluations: int) -> int:
+        """Return how many of the run's evaluations are due by now."""
+        return self.step * evaluations // self.steps if self.steps else int(self.progress * evaluations)
 
     @property
     def expected_steps(self) -> float:
@@ -79,14 +85,16 @@ class Run:
     def __init__(self, config: TrainConfig, line: ProgressLine, engine: Engine):
         self.line, self.folder, self.engine = line, Path(config.out), engine
         check_length(config)
-        prepare_folder(self.folder, config)
+        resumes = prepare_folder(self.folder, config)
 
         asked = config
         self.train_set, self.val_set, notes = open_training_data(config)
-        start = load_start(config)
-        config, fitted = fit_to_weights(config, start.card if start else None)
-        config, adapted = fit_to_data(config, self.train_set)
-        notes += [*(start.notes if start else ()), *fitted, *adapted]
+        start = None if resumes else load_start(config)
+        if resumes:
+            config = as_it_began(self.folder, config)
+        else:
+            config, changes = settle(config, start, self.train_set)
+            notes += changes
         self.config = config
 
         self.device = choose_device(config.device)
@@ -105,8 +113,9 @@ class Run:
         horizon = config.optimiser.ema
         self.average = MovingAverage(self.model, horizon) if horizon else None
         self.clock = Clock(steps=count_steps(config, len(self.train_set)), minutes=config.minutes)
-        self.best = -1.0
-        resumed = config.resume and self.resume()
+        self.best, self.saved_at = -1.0, 0.0
+        if resumes:
+            self.resume()
         description = describe_run(config, self.device, self.precision)
         self.log = RunLog(self.folder, asked, description, self.clock.step)
 
@@ -117,8 +126,8 @@ class Run:
             f"{config.model.num_classes} classes; {self.device}, {self.precision}; "
             f"batch {config.batch} as {-(-config.batch // config.micro_batch)} × {config.micro_batch}"
         )
-        if config.resume:
-            line.say(f"resumed after step {self.clock.step}" if resumed else "nothing to resume: starting at step 0")
+        if asked.resume:
+            line.say(f"resumed after step {self.clock.step}" if resumes else "nothing to resume: starting at step 0")
 
     def train(self) -> Path:
         """Take optimiser steps until the run is over; evaluate and save on the way."""
@@ -134,19 +143,25 @@ class Run:
             start=clock.step,
             workers=config.workers,
         )
-        self.model.train()
-        started = time.perf_counter()
-        while clock.progress < 1.0:
-            looks_before = int(clock.progress * config.evaluations)
-            report = self.step(next(steps))
-            clock.step += 1
-            now = time.perf_counter()
-            report["images_per_second"] = config.batch / (now - started)
-            clock.seconds += now - started
-            self.report(report)
-            if int(clock.progress * config.evaluations) > looks_before or clock.progress >= 1.0:
-                self.look()
+        learning_mode(self.model, config.freeze)
+        with Interruption() as interruption:
             started = time.perf_counter()
+            while clock.progress < 1.0:
+                looks_before = clock.looks(config.evaluations)
+                report = self.step(next(steps))
+                clock.step += 1
+                now = time.perf_counter()
+                report["images_per_second"] = config.batch / (now - started)
+                clock.seconds += now - started
+                self.report(report)
+                if clock.looks(config.evaluations) > looks_before or clock.progress >= 1.0:
+                    self.look()
+                elif interruption.number or clock.seconds - self.saved_at > 60 * config.save_minutes:
+                    self.save_state()
+                if interruption.number and clock.progress < 1.0:
+                    self.line.say(f"stopped and saved after step {clock.step}; --resume goes on from there")
+                    raise Stopped(interruption.number)
+                started = time.perf_counter()
         self.log.close()
         self.line.say(
             f"done: {clock.step} steps in {duration(clock.seconds)} of training, best AP {self.best:.3f}; "
@@ -236,11 +251,15 @@ class Run:
         """Write the last and the best model, the metrics of the best, and what is needed to go on."""
         state = shipped.state_dict()
         save_model(self.folder / "last.safetensors", state, card)
-        if metrics.average_precision > self.best:
+        if metrics.average_precision >= self.best:  # of equals the later: it has learned longer
             self.best = metrics.average_precision
             save_model(self.folder / "best.safetensors", state, card)
             text = json.dumps(metrics.to_dict(), indent=2)
             write_atomically(self.folder / "metrics-val.json", text.encode())
+        self.save_state()
+
+    def save_state(self) -> None:
+        """Write what is needed to go on with the next step."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= optimiser_tensors(self.optimiser)
         if self.average:
@@ -251,13 +270,13 @@ class Run:
         numbers = {"step": self.clock.step, "seconds": self.clock.seconds, "best": self.best}
         numbers["averaged"] = self.average.updates if self.average else 0
         save_training(self.folder / "checkpoints", self.clock.step, tensors, numbers)
+        self.saved_at = self.clock.seconds
 
-    def resume(self) -> bool:
-        """Take up the newest checkpoint; say whether there was one."""
-        newest = load_newest_training(self.folder / "checkpoints")
-        if newest is None:
-            return False
-        tensors, numbers = newest
+    def resume(self) -> None:
+        """Take up the newest checkpoint that can be read."""
+        tensors, numbers, notes = load_newest_training(self.folder / "checkpoints")
+        for note in notes:
+            self.line.say(note)
         self.model.load_state_dict(part_of(tensors, "model."))
         load_optimiser(self.optimiser, tensors)
         if self.average:
@@ -267,7 +286,7 @@ class Run:
         if "random.cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
         self.clock.step, self.clock.seconds, self.best = numbers["step"], numbers["seconds"], numbers["best"]
-        return True
+        self.saved_at = self.clock.seconds
 
 
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -276,19 +295,16 @@ def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def check_length(config: TrainConfig) -> None:
-    """Refuse a config whose length or batch makes no run."""
+    """Refuse a config that does not say how long and where to."""
     lengths = {"epochs": config.epochs, "steps": config.steps, "minutes": config.minutes}
     given = {name: value for name, value in lengths.items() if value}
-    if len(given) != 1 or min(given.values()) <= 0:
+    if len(given) != 1 or not 0 < next(iter(given.values())) < math.inf:
         said = ", ".join(f"--{name} {value:g}" for name, value in given.items()) or "none"
         raise InputError(f"how long to train? Give one of --epochs, --steps, --minutes above 0 (given: {said})")
     if not config.out:
         raise InputError("where to? Give the run's folder by --out runs/NAME")
-    for name in ("batch", "micro_batch", "evaluations"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 1 or more")
 
 
 def count_steps(config: TrainConfig, images: int) -> int:
     """Return the steps of a run given by steps or epochs, 0 for one given by minutes."""
-    return config.steps or -(-int(config.epochs * images) // config.batch)
+    return config.steps or math.ceil(config.epochs * images / config.batch)

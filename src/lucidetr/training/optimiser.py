@@ -10,16 +10,20 @@ from lucidetr.errors import InputError, did_you_mean
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Switch off learning in the parts of these names; a name that is no part is an InputError.
-
-    Normalisation statistics of a frozen part go on moving unless its norm is frozen too.
-    """
+    """Switch off learning in the parts of these names; a name that is no part is an InputError."""
     names = dict(model.named_modules())
     for part in parts:
         if not part or part not in names:
             shallow = [name for name in names if name and name.count(".") <= 2]
             raise InputError(f"--freeze {part!r} is no part of the model: {did_you_mean(part, shallow)}")
         names[part].requires_grad_(False)
+
+
+def learning_mode(model: nn.Module, frozen: tuple[str, ...]) -> None:
+    """Put the model into training mode, all but its frozen parts: their batch-norm statistics stand still too."""
+    model.train()
+    for part in frozen:
+        model.get_submodule(part).eval()
 
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:

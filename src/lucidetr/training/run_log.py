@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,22 +14,23 @@ import torch
 
 from lucidetr.config import TrainConfig, difference, from_dict, to_dict
 from lucidetr.errors import InputError
-from lucidetr.training.checkpoint import write_atomically
+from lucidetr.training.checkpoint import has_card, training_checkpoints, write_atomically
 
-FREE_ON_RESUME = {"resume", "out", "device", "workers", "cache_gb"}
+FREE_ON_RESUME = {"resume", "out", "device", "workers", "cache_gb", "save_minutes"}
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "faster-coco-eval")
 
 
-def prepare_folder(folder: Path, config: TrainConfig) -> None:
-    """Make the run's folder and check that it can be written; a run that is already there is left alone.
+def prepare_folder(folder: Path, config: TrainConfig) -> bool:
+    """Make the run's folder, check that it can be written, and say whether there is something to resume.
 
-    A run is resumed with the settings that it began with; only what does not change its course may differ.
+    A run that has saved something is left alone unless it is resumed, and resumed only with the settings that it
+    began with; what does not change its course may differ.
     """
-    before = folder / "config.json"
-    if before.exists() and not config.resume:
+    holds = bool(training_checkpoints(folder / "checkpoints")) or has_card(folder)
+    if holds and not config.resume:
         raise InputError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
-    if before.exists():
-        began = from_dict(TrainConfig, json.loads(before.read_text()))
+    if holds:
+        began = from_dict(TrainConfig, read_json(folder / "config.json"))
         changed = {k: v for k, v in difference(config, began).items() if k not in FREE_ON_RESUME}
         if changed:
             listed = ", ".join(f"{name} {now!r} (was {then!r})" for name, (now, then) in changed.items())
@@ -40,6 +42,21 @@ def prepare_folder(folder: Path, config: TrainConfig) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
+    return holds and bool(training_checkpoints(folder / "checkpoints"))
+
+
+def as_it_began(folder: Path, config: TrainConfig) -> TrainConfig:
+    """Return the config that the run in this folder was trained as; only what may differ is taken from `config`."""
+    began = from_dict(TrainConfig, read_json(folder / "run.json")[-1]["trained_as"])
+    return replace(began, **{name: getattr(config, name) for name in FREE_ON_RESUME})
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of one of the run's JSON files; a damaged one is an InputError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); without it the run cannot be used") from None
 
 
 def describe_run(config: TrainConfig, device: torch.device, precision: str) -> dict[str, Any]:
@@ -91,8 +108,13 @@ class RunLog:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line; numbers go to TensorBoard too, lists by their index."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | values) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | values) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); free some space, then --resume"
+            ) from None
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self.board.add_scalar(name, value, step)
@@ -110,4 +132,5 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")  # a killed run can leave half a last line
+    return [json.loads(line) for line in whole]

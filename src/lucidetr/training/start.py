@@ -32,6 +32,13 @@ def load_start(config: TrainConfig) -> Converted | None:
     return Converted(*load_model(path)) if has_card(path) else convert(path)
 
 
+def settle(config: TrainConfig, start: Converted | None, dataset: Dataset) -> tuple[TrainConfig, list[str]]:
+    """Return the config as it will be trained, fit to the weights and to the data, and what had to change."""
+    config, fitted = fit_to_weights(config, start.card if start else None)
+    config, adapted = fit_to_data(config, dataset)
+    return config, [*(start.notes if start else ()), *fitted, *adapted]
+
+
 def fit_to_weights(config: TrainConfig, weights: ModelCard | None) -> tuple[TrainConfig, list[str]]:
     """Return the config fit for random weights, or with the normalisation that the weights know, and what changed."""
     if weights is None:
