@@ -1,8 +1,12 @@
 """Whole runs: resumed equals uninterrupted, parts equal the whole, a few images are learned by heart."""
 
 import json
+import os
+import signal
+import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +15,7 @@ from lucidetr.data.batching import training_steps
 from lucidetr.data.dataset import open_dataset
 from lucidetr.deployment.detector import load
 from lucidetr.errors import InputError
+from lucidetr.evaluation.coco import NUMBERS, Metrics
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training import loop
@@ -68,12 +73,61 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(tmp_path):
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
-def test_minutes_count_training_only_and_end_the_run(tmp_path):
-    run = loop.train(tiny(tmp_path / "run", steps=0, minutes=0.02))
-    lines = read_metrics(run)
-    assert lines[-1]["seconds"] >= 1.2
-    assert lines[-2]["seconds"] < 1.2 + 5
-    assert "val/AP" in lines[-1]
+def test_minutes_count_training_only_and_end_the_run(tmp_path, monkeypatch):
+    detect, seen = loop.detect, []
+
+    def slow(*arguments, **options):
+        seen.append(1)
+        time.sleep(1.5)
+        return detect(*arguments, **options)
+
+    monkeypatch.setattr(loop, "detect", slow)
+    run = loop.train(tiny(tmp_path / "run", steps=0, minutes=0.03, evaluations=2))
+    last = read_metrics(run)[-1]
+    assert len(seen) == 2
+    assert "val/AP" in last
+    assert 1.8 <= last["seconds"] < 1.8 + 1.5  # with the evaluations it would be 3 seconds more
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_saves_and_stops_and_the_run_goes_on_bit_by_bit(tmp_path, monkeypatch, number, workers):
+    whole = loop.train(tiny(tmp_path / "whole", evaluations=1))
+    step, steps = loop.Run.step, []
+
+    def signalled(self, parts):
+        steps.append(1)
+        if len(steps) == 3:  # in the midst of a step
+            os.kill(os.getpid(), number)
+        return step(self, parts)
+
+    monkeypatch.setattr(loop.Run, "step", signalled)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        loop.train(tiny(tmp_path / "cut", evaluations=1, workers=workers))
+    assert stopped.value.status == 128 + number
+    assert len(steps) == 3
+    monkeypatch.setattr(loop.Run, "step", step)
+    cut = loop.train(tiny(tmp_path / "cut", evaluations=1, workers=workers, resume=True))
+    a, b = newest_state(whole), newest_state(cut)
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+NOTHING = Metrics(
+    numbers=dict.fromkeys(NUMBERS),
+    per_class={},
+    images=4,
+    objects=0,
+    detections=0,
+    precision=np.zeros(0),
+    recall=np.zeros(0),
+    scores=np.zeros(0),
+)
+
+
+def test_of_equal_models_the_later_is_the_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "evaluate", lambda annotations, found: NOTHING)
+    run = loop.train(tiny(tmp_path / "run"))
+    assert json.loads((run / "best.json").read_text())["step"] == 6
 
 
 def test_a_run_folder_holds_what_is_promised(tmp_path):

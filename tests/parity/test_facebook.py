@@ -261,6 +261,23 @@ def test_every_key_is_accounted_for(tensors, tmp_path):
     convert(tmp_path / "file.pth")
 
 
+def test_learned_positions_keep_their_order(tmp_path):
+    """The paper's code puts the column's half first, its waves the row's."""
+    model = ModelConfig(
+        backbone=BackboneConfig(name="resnet18"), d_model=8, num_heads=1, head_dim=8, position="learned"
+    )
+    card = ModelCard(model, ImageConfig(), Categories(tuple(range(91)), tuple(f"c{i}" for i in range(91))), "converted")
+    ours = DETR(model)
+    export_facebook(ours.state_dict(), card, tmp_path / "ours.pth")
+    payload = torch.load(tmp_path / "ours.pth", weights_only=False)["model"]
+    cell = torch.cat([payload["backbone.1.col_embed.weight"][3], payload["backbone.1.row_embed.weight"][2]])
+    encoding = ours.position(torch.zeros(1, 5, 6, dtype=torch.bool), torch.float32)
+    assert torch.equal(encoding[0, :, 2, 3], cell)
+    back = convert(tmp_path / "ours.pth")
+    assert back.card == card
+    assert torch.equal(back.state["position.row"], ours.state_dict()["position.row"])
+
+
 def test_round_trip(randomised, pictures, tmp_path):
     model = ModelConfig(
         backbone=BackboneConfig(name="resnet18"),

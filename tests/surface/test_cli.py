@@ -134,6 +134,42 @@ def test_train_evaluate_predict(trained, tmp_path):
     assert tree(root / "set") == before
 
 
+def test_one_broken_picture_does_not_stop_the_others(trained, tmp_path):
+    root, _ = trained
+    shutil.copytree(root / "set" / "val", tmp_path / "in")
+    (tmp_path / "in" / "000002.png").write_text("broken")
+    for _ in range(2):  # the second time its own drawings lie in the folder and do not count
+        said = lucidetr("predict", root / "run", tmp_path / "in", "--out", tmp_path / "in" / "drawn", status=2)
+        assert "1 pictures could not be used" in said
+        assert "000002.png: not an image" in said
+        content = json.loads((tmp_path / "in" / "drawn" / "detections.json").read_text())
+        assert len(content["images"]) == 3
+
+
+def test_a_split_set_aside_can_be_evaluated_and_other_data_take_no_ones_place(trained, tmp_path):
+    root, _ = trained
+    shutil.copytree(root / "set", tmp_path / "set")
+    (tmp_path / "set" / "annotations" / "val.json").unlink()
+    run = tmp_path / "run"
+    lucidetr("train", "detr-xs", "--data", tmp_path / "set", "--out", run, "--steps", 1, *SMALL)
+    own = (run / "metrics-val.json").read_bytes()
+    assert "2 images" in lucidetr("eval", run)
+    assert json.loads((run / "metrics-val.json").read_bytes()) == json.loads(own)
+    lucidetr("eval", run, "--data", root / "set", "--split", "val")
+    assert json.loads((run / "metrics-val.json").read_bytes()) == json.loads(own)
+    assert json.loads((run / "metrics-set-val.json").read_text())["images"] == 4
+
+
+def test_files_can_be_named_one_by_one(trained, tmp_path):
+    root, _ = trained
+    files = ["--train-json", root / "set" / "annotations" / "train.json", "--train-images", root / "set" / "train"]
+    files += ["--val-json", root / "set" / "annotations" / "val.json"]
+    lucidetr("train", "detr-xs", *files, "--out", tmp_path / "run", "--steps", 1, *SMALL)
+    assert "4 images" in lucidetr("eval", tmp_path / "run", "--json", root / "set" / "annotations" / "val.json")
+    assert "4 images" in lucidetr("eval", tmp_path / "run")
+    lucidetr("eval", tmp_path / "run", "--data", root / "set" / "annotations" / "val.json")
+
+
 def test_drawing_never_overwrites_the_picture(trained):
     root, before = trained
     said = lucidetr("predict", root / "run", root / "set" / "val", "--out", root / "set" / "val", status=2)

@@ -91,6 +91,10 @@ def test_ours_to_facebook_and_back(started, tmp_path):
 
 def test_a_backbone_alone_is_no_detector(backbone, tmp_path):
     assert "a backbone alone" in lucidetr("convert", backbone, tmp_path / "r18.safetensors")
+    for kind in ("hugging-face", "facebook"):
+        said = lucidetr("convert", backbone, tmp_path / "out", "--to", kind, status=2)
+        assert "a backbone alone cannot be written as a detector" in said
+        assert not (tmp_path / "out").exists()
     said = lucidetr("predict", tmp_path / "r18.safetensors", "a.jpg", status=2)
     assert "backbone alone; train a detector from them by --weights" in said
 

@@ -1,5 +1,6 @@
 """From files to batches: decoding, resizing, augmentation, order, generated scenes."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -187,6 +188,18 @@ def test_evaluation_sees_every_image_once_in_order():
     assert [i for batch in batches for i in batch.image_ids] == list(range(1, 13))
     first = dataset.annotations.target(0)
     torch.testing.assert_close(batches[0].boxes_cxcywh[0, 0, 2] * 128, first.boxes_xyxy[0, 2] - first.boxes_xyxy[0, 0])
+
+
+def test_no_picture_in_an_evaluation_batch_is_padded(tmp_path):
+    """Group norm measures padding too: a prediction must not depend on what shares its batch."""
+    images = [{"id": i, "file_name": f"{i}.png", "width": w, "height": 40} for i, w in enumerate((40, 40, 60, 40), 1)]
+    for image in images:
+        Image.new("RGB", (image["width"], 40)).save(tmp_path / image["file_name"])
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    batches = list(evaluation_batches(open_dataset(str(tmp_path), "train"), ImageConfig(size=64, max_size=128), 8))
+    assert [batch.image_ids for batch in batches] == [(1, 2), (3,), (4,)]
+    assert not any(batch.padding.any() for batch in batches)
 
 
 def test_the_default_digits_are_fixed():

@@ -130,5 +130,5 @@ def test_padding_shrinks_to_the_first_pixel_of_each_cell():
     assert shrink_padding(padding, 2, 3).int().tolist() == [[[0, 0, 1], [1, 1, 1]]]
 
 
-def test_recipes_are_named_after_themselves():
-    assert all(name == config.recipe for name, config in RECIPES.items())
+def test_no_recipe_hides_another():
+    assert set(RECIPES) == {"detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5", "detr-xs"}

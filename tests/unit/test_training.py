@@ -13,11 +13,19 @@ from lucidetr.config import ModelCard, OptimiserConfig
 from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
-from lucidetr.training.checkpoint import load_model, save_model, save_tensors, save_training, training_checkpoints
+from lucidetr.training.checkpoint import (
+    load_model,
+    load_newest_training,
+    save_model,
+    save_tensors,
+    save_training,
+    training_checkpoints,
+)
 from lucidetr.training.ema import MovingAverage
-from lucidetr.training.loop import check_length, count_steps
-from lucidetr.training.optimiser import build_optimiser, freeze, rate
+from lucidetr.training.loop import Clock, check_length, count_steps
+from lucidetr.training.optimiser import build_optimiser, freeze, learning_mode, rate
 from lucidetr.training.precision import choose_device, choose_precision
+from lucidetr.training.run_log import read_metrics
 
 
 def small_model():
@@ -72,6 +80,47 @@ def test_a_part_that_is_none_cannot_be_frozen():
     freeze(model, ("backbone", "projection", "encoder", "queries", "decoder", "heads"))
     with pytest.raises(InputError, match="every part of the model is frozen"):
         build_optimiser(model, OptimiserConfig())
+
+
+def test_a_frozen_part_keeps_its_statistics_too():
+    config = small_model()
+    model = DETR(replace(config, backbone=replace(config.backbone, norm="batch")))
+    freeze(model, ("backbone.stem", "backbone.stages.0"))
+    learning_mode(model, ("backbone.stem", "backbone.stages.0"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool))
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert not [name for name in moved if name.startswith(("backbone.stem", "backbone.stages.0"))]
+    assert any(name.startswith("backbone.stages.1") for name in moved)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path):
+    for step in (1, 2):
+        save_training(tmp_path, step, {"a": torch.full((1,), float(step))}, {"step": step})
+    newest = tmp_path / "step-00000002.safetensors"
+    newest.write_bytes(newest.read_bytes()[:20])
+    tensors, state, notes = load_newest_training(tmp_path)
+    assert state == {"step": 1}
+    assert tensors["a"].item() == 1
+    assert "step-00000002.safetensors" in notes[0]
+    (tmp_path / "step-00000001.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="no checkpoint in it can be read"):
+        load_newest_training(tmp_path)
+
+
+def test_half_a_last_line_of_the_log_is_passed_over(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(("steps", "evaluations"), [(100, 100), (50, 7), (49, 49), (3, 10)])
+def test_evaluations_are_evenly_due(steps, evaluations):
+    clock = Clock(steps=steps, minutes=0.0)
+    due = []
+    for clock.step in range(steps + 1):
+        due.append(clock.looks(evaluations))
+    assert (due[0], due[-1]) == (0, evaluations)
+    assert len(set(due)) - 1 == min(steps, evaluations)
 
 
 @pytest.mark.parametrize(

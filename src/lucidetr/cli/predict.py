@@ -36,8 +36,7 @@ def run(arguments: list[str]) -> None:
 
     detector = load(options.model, options.device, options.precision)
     done = predict_pictures(detector, options.pictures, Path(options.out), options.threshold)
-    print(
-        f"{done.boxes} objects in {done.pictures} pictures; drawn in {options.out}, boxes in {options.out}/detections.json"
-    )
+    print(f"{done.boxes} objects in {done.pictures} pictures, drawn in {options.out}")
+    print(f"boxes: {Path(options.out) / 'detections.json'}")
     if done.refused:
         raise InputError(f"{len(done.refused)} pictures could not be used: {'; '.join(done.refused)}")

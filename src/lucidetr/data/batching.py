@@ -6,7 +6,7 @@ is taken up again in the middle sees the same samples, and so does any number of
 
 import functools
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from lucidetr.data.preprocessing import Sample, make_batch, resize, resized_size
 from lucidetr.data.transforms import Augmentation
 from lucidetr.errors import InputError
 from lucidetr.structures import Batch, Target
+
+GRACE_SECONDS = 10
 
 
 @functools.lru_cache(maxsize=2)
@@ -94,7 +96,7 @@ def training_steps(
     micro_batch: int,
     start: int = 0,
     workers: int = 0,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """Yield the batches of each optimiser step from `start` on, without end, each step as parts of `micro_batch`."""
     steps = _Steps(dataset, images, augmentation, seed, (batch, micro_batch))
     own = torch.Generator()  # the loader draws a number when it starts; not from the model's random state
@@ -106,16 +108,23 @@ def training_steps(
         generator=own,
         worker_init_fn=leave_signals,
     )
-    for parts in loader:
-        if isinstance(parts, InputError):
-            raise parts
-        yield parts
+    batches = iter(loader)
+    try:
+        for parts in batches:
+            if isinstance(parts, InputError):
+                raise parts
+            yield parts
+    finally:
+        del batches  # ends the reading processes now, not when someone lets go of this generator
 
 
 def leave_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the process that trains: a worker that died of them would take the save with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Leave Ctrl-C to the process that trains, and outlive SIGTERM until it has saved.
+
+    Both reach a whole group of processes; a reading process that died at once would take the save with it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
 
 
 class _CountFrom:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ class Run:
             workers=config.workers,
         )
         learning_mode(self.model, config.freeze)
-        with Interruption() as interruption:
+        with Interruption() as interruption, closing(steps):
             started = time.perf_counter()
             while clock.progress < 1.0:
                 looks_before = clock.looks(config.evaluations)
