@@ -1,45 +1,51 @@
-"""Every setting of a model and of a run, as frozen dataclasses; JSON in and out. Imports no torch.
+"""Every setting of a model and of a run, as frozen dataclasses. Imports no torch.
 
 A recipe is a value of `TrainConfig`; two recipes differ in data, never in code.
 """
 
 import dataclasses
-import json
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from lucidetr.categories import Categories
-from lucidetr.errors import InputError, did_you_mean
+from lucidetr.errors import InputError
+from lucidetr.fields import HUGE, check_ranges
 
 CARD_SCHEMA = 1
-HUGE = 1_000_000
-
-
-def check_ranges(config: Any, place: str, ranges: dict[str, tuple[float, float]]) -> None:
-    """Refuse a field outside its range (both ends belong to it), be it one number or several; nan is always outside."""
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if any(not low <= each <= high for each in (value if isinstance(value, tuple) else (value,))):
-            upper = "" if high >= HUGE else f" and at most {high:g}"
-            raise InputError(f"{place}{name} = {value}: choose at least {low:g}{upper}")
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
     """Choose the network that turns pixels into features."""
 
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_lite0"] = "resnet50"
-    """ResNet (He et al. 2015) by depth, or the small EfficientNet-Lite0 whose ImageNet weights install by name."""
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "convnet", "efficientnet_lite0"] = "resnet50"
+    """ResNet (He et al. 2015) by depth, a short convnet for small pictures and few cores, or the small
+    EfficientNet-Lite0 whose ImageNet weights install by name."""
     width: int = 64
-    """Channels of the stem; the four stages have 1, 2, 4 and 8 times as many (four times that in a bottleneck)."""
+    """Channels of the stem. A ResNet's four stages have 1, 2, 4 and 8 times as many (four times that in a
+    bottleneck), a convnet's 2, 4, 4 and 8 times."""
+    depths: tuple[int, ...] = (1, 1, 1)
+    """convnet: residual blocks of each stage, at strides 4, 8, 16 (and 32)."""
     norm: Literal["frozen_batch", "batch", "group"] = "frozen_batch"
     """frozen_batch only makes sense with pretrained weights."""
     dilation: bool = False
-    """DC5: the last stage keeps stride 16 and dilates its convolutions instead."""
+    """DC5: the last stage of a ResNet keeps stride 16 and dilates its convolutions instead."""
+    zero_residual: bool = False
+    """Start the last norm of every residual branch at zero, so that each block begins as the identity."""
 
     def __post_init__(self):
-        check_ranges(self, "model.backbone.", {"width": (2, 4096)})
+        check_ranges(self, "model.backbone.", {"width": (2, 4096), "depths": (0, 100)})
+        if not 1 <= len(self.depths) <= 4:
+            raise InputError(f"model.backbone.depths = {self.depths}: give 1 to 4 stages")
+        if self.dilation and not self.name.startswith("resnet"):
+            raise InputError(f"model.backbone.dilation = True: only ResNets are dilated, not {self.name}")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Return the strides of the maps it makes, from fine to coarse."""
+        if self.name == "convnet":
+            return (4, 8, 16, 32)[: len(self.depths)]
+        return (4, 8, 16) if self.dilation else (4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ class ModelConfig:
 
     backbone: BackboneConfig = BackboneConfig()
     num_classes: int = 91
-    """Real classes only; the slot for no object comes on top. `train` takes the number from the data."""
+    """Real classes only. `train` takes the number from the data."""
+    classification: Literal["softmax", "sigmoid"] = "softmax"
+    """softmax over the classes and a slot for no object (the paper), or one sigmoid for each class, no such slot."""
     d_model: int = 256
     """Width of the transformer."""
     num_heads: int = 8
@@ -61,12 +69,34 @@ class ModelConfig:
     encoder_block: Literal["post_norm", "pre_norm", "end_norm"] = "post_norm"
     """Where layer norm stands: after each sum (the paper), before each part, or once at the block's end."""
     decoder_block: Literal["post_norm", "pre_norm"] = "post_norm"
-    position: Literal["sine", "learned"] = "sine"
-    """2-D position encoding, added to queries and keys at every attention."""
+    residual_start: Literal["xavier", "zero", "scaled"] = "xavier"
+    """How the last layer of each residual branch starts: as any other, at zero, or divided by √(2 · layers)."""
+    fused: tuple[int, ...] = ()
+    """Strides of finer backbone maps, coarse to fine, that the encoder's map is fused into; the decoder reads the
+    last. Empty: it reads the encoder's own map."""
+    position: Literal["sine", "learned", "octaves"] = "sine"
+    """2-D position encoding, added to queries and keys at every attention. sine: the paper's waves, most of them far
+    longer than the picture; octaves: 1 to 32 waves over the picture."""
     position_table: int = 50
     """Rows and columns that a learned position encoding knows (the grid's largest side)."""
     num_queries: int = 100
     """Object queries N: the most objects that can be found in one image."""
+    queries: Literal["learned", "anchors", "selected"] = "learned"
+    """What queries start from: a learned vector each (the paper), a learned box and content each, or the tokens of
+    the memory that look most like objects, whose guesses are supervised as a layer of their own."""
+    query_groups: int = 1
+    """Sets of queries that learn side by side, unseen by each other; only the first is left after training."""
+    denoising: float = 0.0
+    """Noise of the hints, as a share of a box: one more group of queries that starts from noised truths when training
+    (Li et al. 2022; Zhang et al. 2023). 0: no hints."""
+    boxes: Literal["absolute", "relative", "refined", "refined_twice"] = "absolute"
+    """absolute: each layer says a whole box (the paper). relative: it moves the query's first box, in units of its
+    size. refined: it moves the box of the layer before. refined_twice: and that layer learns from the result."""
+    box_bias: Literal["none", "gaussian", "rpb"] = "none"
+    """What cross-attention knows of a query's box: nothing (the paper), a bell around learned points of it for each
+    head, or a learned function of the distances to its four sides. Attention stays dense either way."""
+    shared_heads: bool = True
+    """One class and box head for all decoder layers (the paper), or one for each."""
     dropout: float = 0.1
 
     def __post_init__(self):
@@ -78,17 +108,41 @@ class ModelConfig:
             "feed_forward",
             "decoder_layers",
             "num_queries",
+            "query_groups",
         )
         ranges: dict[str, tuple[float, float]] = dict.fromkeys((*at_least_one, "position_table"), (1, HUGE))
-        check_ranges(self, "model.", ranges | {"encoder_layers": (0, HUGE), "dropout": (0, 0.99)})
+        check_ranges(self, "model.", ranges | {"encoder_layers": (0, HUGE), "dropout": (0, 0.99), "denoising": (0, 1)})
         if self.d_model % 4:
             raise InputError(f"model.d_model = {self.d_model}: choose a multiple of 4 (sine and cosine of two axes)")
+        finer = self.backbone.strides[:-1]
+        if any(stride not in finer for stride in self.fused) or list(self.fused) != sorted(self.fused, reverse=True):
+            known = ", ".join(map(str, reversed(finer)))
+            raise InputError(f"model.fused = {self.fused}: choose from {known}, coarse to fine")
+        self._check_boxes()
+
+    def _check_boxes(self) -> None:
+        """Refuse settings that need each other's absence or presence."""
+        if (self.queries == "learned") != (self.boxes == "absolute"):
+            raise InputError(
+                f"model.queries = {self.queries} and model.boxes = {self.boxes}: learned queries say absolute boxes; "
+                "anchors and selected queries start from a box, which relative, refined and refined_twice move"
+            )
+        if self.box_bias != "none" and self.boxes == "absolute":
+            raise InputError(f"model.box_bias = {self.box_bias} needs queries that start from a box: anchors, selected")
+        if self.denoising and self.boxes == "absolute":
+            raise InputError("model.denoising needs queries that start from a box: anchors, selected")
+        if self.queries == "selected" and self.classification == "softmax":
+            raise InputError("model.queries = selected needs model.classification sigmoid: tokens are ranked by it")
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """Weigh the matching cost and the set loss (section 3.1, A.4)."""
 
+    classification: Literal["cross_entropy", "focal", "varifocal", "ia_bce", "mal"] = "cross_entropy"
+    """cross_entropy belongs to softmax (the paper), the others to sigmoid: focal (Lin et al. 2017), and three that
+    ask the score of a match to be its overlap: varifocal (Zhang et al. 2021), ia_bce (Cai et al. 2023), mal (Huang
+    et al. 2024)."""
     cost_class: float = 1.0
     cost_l1: float = 5.0
     cost_giou: float = 2.0
@@ -99,7 +153,8 @@ class LossConfig:
     """Weight of the no-object class in the log-likelihood."""
 
     def __post_init__(self):
-        check_ranges(self, "loss.", {f.name: (0, HUGE) for f in dataclasses.fields(self)})
+        weights = [f.name for f in dataclasses.fields(self) if f.type is float]
+        check_ranges(self, "loss.", dict.fromkeys(weights, (0, HUGE)))
 
 
 @dataclass(frozen=True)
@@ -140,11 +195,28 @@ class AugmentationConfig:
     """0.1: move the picture by up to a tenth of each side."""
     colour: float = 0.0
     """0.3: brightness, contrast and saturation times 0.7…1.3."""
+    flip_vertical: float = 0.0
+    """Probability of a top-bottom mirror: for pictures without an up, such as those of a microscope."""
+    turn: float = 0.0
+    """Probability of a quarter turn."""
+    mosaic: float = 0.0
+    """Probability that a sample is four images, each at half its size, side by side."""
+    mosaic_from: float = 0.0
+    mosaic_until: float = 0.5
+    """Mosaics are made between these shares of the run."""
+    until: float = 1.0
+    """Share of the run after which nothing is changed any more: the last images are as those to come."""
+    start_size: float = 1.0
+    """Progressive resolution: the run starts at this share of images.size (square images only)."""
+    full_size_at: float = 0.5
+    """Share of the run at which the images have reached their full size."""
 
     def __post_init__(self):
-        shares: dict[str, tuple[float, float]] = dict.fromkeys(("flip", "crop", "shift", "colour"), (0, 1))
+        parts = ("flip", "crop", "shift", "colour", "flip_vertical", "turn")
+        parts += ("mosaic", "mosaic_from", "mosaic_until", "until", "full_size_at")
+        shares: dict[str, tuple[float, float]] = dict.fromkeys(parts, (0, 1))
         sides: dict[str, tuple[float, float]] = dict.fromkeys(("scales", "crop_scales", "crop_sides"), (8, 20_000))
-        check_ranges(self, "augmentation.", shares | sides | {"zoom": (0, 0.9)})
+        check_ranges(self, "augmentation.", shares | sides | {"zoom": (0, 0.9), "start_size": (0.1, 1)})
 
 
 @dataclass(frozen=True)
@@ -154,13 +226,20 @@ class OptimiserConfig:
     lr: float = 1e-4
     backbone_lr: float = 1e-5
     weight_decay: float = 1e-4
+    decay: Literal["all", "matrices"] = "all"
+    """What is drawn towards zero: every parameter (the paper), or weight matrices and kernels only."""
+    beta2: float = 0.999
+    """Memory of AdamW's squared gradients; short runs need a shorter one."""
     clip: float = 0.1
     """Largest norm of all gradients together; 0: no clip."""
     schedule: Literal["step", "cosine", "constant"] = "step"
+    """cosine may stay flat first."""
     warmup: float = 0.0
     """Share of the run over which the rate rises from 0."""
     drop_at: float = 2 / 3
     """step: the rate falls to a tenth here (epoch 200 of 300 in the paper)."""
+    flat: float = 0.0
+    """cosine: the rate stays at its peak until this share of the run."""
     final: float = 0.02
     """cosine: the rate ends at this share of its peak."""
     ema: float = 0.0
@@ -171,7 +250,8 @@ class OptimiserConfig:
             ("lr", "backbone_lr", "weight_decay", "clip"), (0, HUGE)
         )
         shares: dict[str, tuple[float, float]] = dict.fromkeys(("drop_at", "final", "ema"), (0, 1))
-        check_ranges(self, "optimiser.", unbounded | shares | {"warmup": (0, 0.99)})
+        open_shares: dict[str, tuple[float, float]] = dict.fromkeys(("warmup", "flat"), (0, 0.99))
+        check_ranges(self, "optimiser.", unbounded | shares | open_shares | {"beta2": (0, 0.99999)})
 
 
 @dataclass(frozen=True)
@@ -238,6 +318,13 @@ class TrainConfig:
         counts: dict[str, tuple[float, float]] = dict.fromkeys(("batch", "micro_batch", "evaluations"), (1, HUGE))
         rest: dict[str, tuple[float, float]] = dict.fromkeys(("overfit", "seed", "workers"), (0, 2**31 - 1))
         check_ranges(self, "--", counts | rest | {"cache_gb": (0, HUGE), "save_minutes": (0, HUGE)})
+        softmax = self.model.classification == "softmax"
+        if softmax != (self.loss.classification == "cross_entropy"):
+            fit = "cross_entropy" if softmax else "focal, varifocal, ia_bce or mal"
+            raise InputError(
+                f"loss.classification = {self.loss.classification} does not fit model.classification = "
+                f"{self.model.classification}: choose {fit}"
+            )
 
 
 @dataclass(frozen=True)
@@ -251,77 +338,3 @@ class ModelCard:
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     schema: int = CARD_SCHEMA
-
-
-T = typing.TypeVar("T")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return a config as plain dictionaries, lists, numbers and strings."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(kind: type[T], values: Any, place: str = "") -> T:
-    """Build a config dataclass from plain values; an unknown field or a wrong type is an InputError.
-
-    >>> from_dict(OptimiserConfig, {"lr": 0.001}).lr
-    0.001
-    >>> from_dict(OptimiserConfig, {"lrr": 0.001})
-    Traceback (most recent call last):
-    lucidetr.errors.InputError: unknown field lrr: did you mean lr? Known: backbone_lr, clip, drop_at, ema, \
-final, lr, schedule, warmup, weight_decay
-    """
-    if not isinstance(values, dict):
-        raise InputError(f"{place or kind.__name__}: expected an object with fields, got {values!r}")
-    hints = typing.get_type_hints(kind)
-    for name in values:
-        if name not in hints:
-            raise InputError(f"unknown field {place}{name}: {did_you_mean(name, hints)}")
-    parsed = {name: _parse(hints[name], value, f"{place}{name}") for name, value in values.items()}
-    missing = [
-        f.name
-        for f in dataclasses.fields(typing.cast(Any, kind))
-        if f.name not in parsed and f.default is f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise InputError(f"{place or kind.__name__}: the field {missing[0]} is missing")
-    return kind(**parsed)
-
-
-def _parse(hint: Any, value: Any, place: str) -> Any:
-    """Check one JSON value against the type of its field."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, f"{place}.")
-    if origin is Literal:
-        if value not in arguments:
-            raise InputError(f"{place} = {value!r}: choose one of {', '.join(map(str, arguments))}")
-        return value
-    if origin is tuple and isinstance(value, list):
-        each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(each) != len(value):
-            raise InputError(f"{place} = {value!r}: expected {len(each)} values")
-        return tuple(_parse(h, v, f"{place}[{i}]") for i, (h, v) in enumerate(zip(each, value, strict=True)))
-    if origin is dict and isinstance(value, dict):
-        return {key: _parse(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not (origin or hint):
-        raise InputError(f"{place} = {value!r}: expected {getattr(hint, '__name__', hint)}")
-    return value
-
-
-def difference(config: Any, other: Any, place: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return {field: (value here, value there)} of two configs of one kind, nested fields joined by dots.
-
-    >>> difference(OptimiserConfig(lr=0.01), OptimiserConfig())
-    {'lr': (0.01, 0.0001)}
-    """
-    changes: dict[str, tuple[Any, Any]] = {}
-    for f in dataclasses.fields(config):
-        here, there = getattr(config, f.name), getattr(other, f.name)
-        if dataclasses.is_dataclass(here):
-            changes |= difference(here, there, f"{place}{f.name}.")
-        elif here != there:
-            changes[f"{place}{f.name}"] = (here, there)
-    return changes

@@ -1,16 +1,20 @@
-"""Named configs: the models of the DETR paper and the same design small enough for a laptop."""
+"""Named configs: the models of the DETR paper, the lucid family, and the ladder that leads from one to the other."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lucidetr.config import (
     AugmentationConfig,
     BackboneConfig,
     ImageConfig,
+    LossConfig,
     ModelConfig,
     OptimiserConfig,
     TrainConfig,
 )
 from lucidetr.errors import InputError, did_you_mean
+from lucidetr.fields import with_fields
 
 PRETRAINED_FREEZE = ("backbone.stem", "backbone.stages.0")  # the paper, A.4; its backbone comes from ImageNet
 
@@ -44,6 +48,104 @@ DETR_XS = replace(
     freeze=(),
 )
 
+LUCID_XS = TrainConfig(
+    recipe="lucid-xs",
+    model=ModelConfig(
+        backbone=BackboneConfig(name="convnet", width=32, norm="batch", zero_residual=True),
+        classification="sigmoid",
+        d_model=128,
+        num_heads=4,
+        head_dim=32,
+        feed_forward=512,
+        encoder_layers=1,
+        decoder_layers=3,
+        encoder_block="pre_norm",
+        decoder_block="pre_norm",
+        fused=(8,),
+        position="octaves",
+        num_queries=25,
+        queries="selected",
+        boxes="refined_twice",
+        box_bias="gaussian",
+        shared_heads=False,
+        dropout=0.0,
+    ),
+    loss=LossConfig(classification="mal", cost_class=2.0, weight_class=2.0),
+    images=ImageConfig(resize="square", size=128),
+    augmentation=AugmentationConfig(flip=0.0, scales=(), crop=0.0, zoom=0.3, shift=0.1, colour=0.2, until=0.9),
+    optimiser=OptimiserConfig(
+        lr=1.5e-3,
+        backbone_lr=1.5e-3,
+        weight_decay=0.01,
+        decay="matrices",
+        beta2=0.99,
+        clip=1.0,
+        schedule="cosine",
+        warmup=0.03,
+        ema=0.03,
+    ),
+    batch=16,
+    micro_batch=16,
+)
+
+
+def _larger(name: str, model: ModelConfig, **changes: Any) -> TrainConfig:
+    """Return a larger member of the family: another model, and what its size asks for."""
+    augmentation = replace(LUCID_XS.augmentation, flip=0.5)  # xs is for digits and the like, which have hands
+    return replace(LUCID_XS, recipe=name, model=model, augmentation=augmentation, **changes)
+
+
+LUCID_S = _larger(
+    "lucid-s",
+    replace(
+        LUCID_XS.model,
+        backbone=replace(LUCID_XS.model.backbone, depths=(1, 2, 2, 1)),
+        fused=(16, 8),
+        num_queries=100,
+    ),
+    images=ImageConfig(resize="square", size=320),
+    batch=8,
+    micro_batch=8,
+)
+
+LUCID_S_LITE0 = replace(
+    LUCID_S,
+    recipe="lucid-s-lite0",
+    model=replace(LUCID_S.model, backbone=BackboneConfig(name="efficientnet_lite0", norm="batch"), fused=(16, 8)),
+    optimiser=replace(LUCID_S.optimiser, backbone_lr=LUCID_S.optimiser.lr / 10),
+    weights="efficientnet-lite0",
+)
+
+LUCID_M = _larger(
+    "lucid-m",
+    replace(
+        LUCID_XS.model,
+        backbone=BackboneConfig(name="resnet18", norm="batch", zero_residual=True),
+        d_model=256,
+        num_heads=8,
+        feed_forward=2048,
+        decoder_layers=4,
+        fused=(16,),
+        num_queries=300,
+    ),
+    images=ImageConfig(resize="square", size=640),
+    optimiser=replace(LUCID_XS.optimiser, lr=5e-4, backbone_lr=5e-4),
+    batch=16,
+    micro_batch=4,
+)
+
+LUCID_L = replace(
+    LUCID_M,
+    recipe="lucid-l",
+    model=replace(
+        LUCID_M.model,
+        backbone=BackboneConfig(name="resnet50", norm="batch", zero_residual=True),
+        encoder_layers=4,
+        decoder_layers=6,
+    ),
+    micro_batch=2,
+)
+
 RECIPES: dict[str, TrainConfig] = {
     config.recipe: config
     for config in (
@@ -52,8 +154,100 @@ RECIPES: dict[str, TrainConfig] = {
         _paper("detr-r101", BackboneConfig(name="resnet101")),
         _paper("detr-r101-dc5", BackboneConfig(name="resnet101", dilation=True)),
         DETR_XS,
+        LUCID_XS,
+        LUCID_S,
+        LUCID_S_LITE0,
+        LUCID_M,
+        LUCID_L,
     )
 }
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Hold one named change on the way from detr-xs to lucid-xs."""
+
+    name: str
+    says: str
+    changes: dict[str, Any]
+    """Fields by their dotted names: one, or such as make no sense without each other."""
+    carries: tuple[str, ...] = ()
+    """Later rungs that cannot stand without this one."""
+
+
+LADDER = (
+    Rung("detr-xs", "the paper's design at a tenth of its size", {}),
+    Rung("rate", "three times the learning rate", {"optimiser.lr": 1.5e-3, "optimiser.backbone_lr": 1.5e-3}),
+    Rung("cosine", "the rate falls along a cosine instead of a step", {"optimiser.schedule": "cosine"}),
+    Rung("clip", "gradients are cut at a norm of 1 instead of 0.1", {"optimiser.clip": 1.0}),
+    Rung("memory", "AdamW remembers squares for 100 steps instead of 1000", {"optimiser.beta2": 0.99}),
+    Rung(
+        "decay",
+        "weights decay a hundred times faster, norms and biases not at all",
+        {"optimiser.weight_decay": 0.01, "optimiser.decay": "matrices"},
+    ),
+    Rung("no-dropout", "nothing is dropped", {"model.dropout": 0.0}),
+    Rung(
+        "pre-norm",
+        "norms stand inside the residual branches",
+        {"model.encoder_block": "pre_norm", "model.decoder_block": "pre_norm"},
+    ),
+    Rung("square", "square pictures, changed a batch at a time", {"images.resize": "square", "images.max_size": 1333}),
+    Rung("batch-norm", "batch norm instead of group norm", {"model.backbone.norm": "batch"}),
+    Rung(
+        "convnet",
+        "a short convnet without max pool instead of ResNet-18 DC5",
+        {"model.backbone.name": "convnet", "model.backbone.dilation": False},
+        carries=("fused",),
+    ),
+    Rung("identity", "residual blocks of the backbone start as the identity", {"model.backbone.zero_residual": True}),
+    Rung("one-encoder-layer", "one encoder layer instead of three", {"model.encoder_layers": 1}),
+    Rung("fused", "the encoder's map is laid over the finer one of stride 8", {"model.fused": [8]}),
+    Rung("octaves", "positions in waves that fit the picture", {"model.position": "octaves"}),
+    Rung(
+        "sigmoid",
+        "a sigmoid for each class and focal loss, no slot for no object",
+        {
+            "model.classification": "sigmoid",
+            "loss.classification": "focal",
+            "loss.cost_class": 2.0,
+            "loss.weight_class": 2.0,
+        },
+        carries=("selected", "mal"),
+    ),
+    Rung(
+        "anchors",
+        "queries start from learned boxes, which the layers move",
+        {"model.queries": "anchors", "model.boxes": "relative"},
+        carries=("refined", "twice", "selected", "bell"),
+    ),
+    Rung("refined", "each layer moves the box of the layer before", {"model.boxes": "refined"}, carries=("twice",)),
+    Rung("twice", "a layer learns from the next one's box, too", {"model.boxes": "refined_twice"}),
+    Rung("selected", "queries start from the tokens that look most like objects", {"model.queries": "selected"}),
+    Rung("own-heads", "each decoder layer has heads of its own", {"model.shared_heads": False}),
+    Rung("mal", "the score of a match shall be its overlap", {"loss.classification": "mal"}),
+    Rung("bell", "cross-attention knows the box: a bell for each head", {"model.box_bias": "gaussian"}),
+    Rung("average", "a moving average of the weights is what counts", {"optimiser.ema": 0.03}),
+    Rung("tail", "the last tenth of the run sees pictures as they are", {"augmentation.until": 0.9}),
+)
+
+
+def climb() -> Iterator[tuple[Rung, TrainConfig]]:
+    """Yield every rung with its config, from detr-xs up."""
+    config = DETR_XS
+    for rung in LADDER:
+        config = with_fields(config, rung.changes)
+        yield rung, config
+
+
+def without(rung: Rung) -> TrainConfig:
+    """Return lucid-xs with one rung's change taken back, and those that cannot stand without it."""
+    taken = {rung.name, *rung.carries}
+    config = DETR_XS
+    for each in LADDER:
+        if each.name not in taken:
+            config = with_fields(config, each.changes)
+    return replace(config, recipe=f"{LUCID_XS.recipe} without {rung.name}")
 
 
 def recipe(name: str) -> TrainConfig:
@@ -61,6 +255,17 @@ def recipe(name: str) -> TrainConfig:
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name}: {did_you_mean(name, RECIPES)}")
     return RECIPES[name]
+
+
+def fine_tuned(config: TrainConfig) -> TrainConfig:
+    """Return a recipe of the lucid family as it goes on from trained weights: slower, the backbone slower still.
+
+    The paper's recipes are made for a pretrained backbone and stay as they are.
+    """
+    if not config.recipe.startswith("lucid") or config.weights:
+        return config
+    lr = config.optimiser.lr / 5
+    return replace(config, optimiser=replace(config.optimiser, lr=lr, backbone_lr=lr / 5))
 
 
 def from_scratch(config: TrainConfig) -> tuple[TrainConfig, list[str]]:

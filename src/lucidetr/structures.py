@@ -47,10 +47,19 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
+class Hints:
+    """Hold noised truths of each image, as many as there are queries, for one more group to start from in training."""
+
+    boxes_cxcywh: Float[Tensor, "batch query 4"]
+    labels: Int[Tensor, "batch query"]
+
+
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """Hold what the heads say after every decoder layer; the last layer is the answer, the others are supervised.
 
-    `logits` end with the slot for no object. `boxes_cxcywh` are fractions of the unpadded image.
+    Proposals that the queries started from are a layer of their own, the first. `logits` of a softmax end with the
+    slot for no object; those of sigmoids have none. `boxes_cxcywh` are fractions of the unpadded image.
     """
 
     logits: Float[Tensor, "layer batch query category"]
@@ -60,6 +69,24 @@ class Predictions:
         """Return the same values in float32, or in float64 where they are that already."""
         dtype = torch.promote_types(self.logits.dtype, torch.float32)
         return Predictions(logits=self.logits.to(dtype), boxes_cxcywh=self.boxes_cxcywh.to(dtype))
+
+    def after(self, earlier: "Predictions") -> "Predictions":
+        """Return both, the layers of `earlier` first."""
+        return Predictions(
+            logits=torch.cat([earlier.logits, self.logits]),
+            boxes_cxcywh=torch.cat([earlier.boxes_cxcywh, self.boxes_cxcywh]),
+        )
+
+    def groups_as_layers(self, groups: int) -> "Predictions":
+        """Return groups of queries, one after the other on the query axis, as layers of their own.
+
+        Row l · groups + g is group g after layer l: each is matched and supervised as any layer is.
+        """
+        if groups == 1:
+            return self
+        values = (self.logits, self.boxes_cxcywh)
+        logits, boxes = (x.unflatten(2, (groups, -1)).movedim(2, 1).flatten(0, 1) for x in values)
+        return Predictions(logits=logits, boxes_cxcywh=boxes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,11 +69,12 @@ def test_hungarian_at_the_size_of_a_real_image(queries, count, seed):
     counts=st.lists(st.integers(0, 8), min_size=1, max_size=3).map(tuple),
     queries=st.integers(1, 6),
     layers=st.integers(1, 3),
-    config=loss_configs(),
+    config=st.one_of(loss_configs("softmax"), loss_configs("sigmoid")),
     seed=st.integers(0, 2**16),
 )
 def test_fast_matcher(counts, queries, layers, config, seed):
-    batch, predictions = batch_of(counts, 3, seed), random_predictions(layers, len(counts), queries, 3, seed)
+    slots = 4 if config.classification == "cross_entropy" else 3
+    batch, predictions = batch_of(counts, 3, seed), random_predictions(layers, len(counts), queries, slots, seed)
     cost = fast.matching_cost(predictions, batch, config)
     for layer in range(layers):
         for image, count in enumerate(counts):
@@ -91,7 +92,7 @@ def test_fast_matcher(counts, queries, layers, config, seed):
 
 
 def test_equal_objects_cost_the_same_whichever_is_matched():
-    predictions, batch = random_predictions(2, 1, 6, 3, seed=4), batch_of((4,), 3, seed=4)
+    predictions, batch = random_predictions(2, 1, 6, 4, seed=4), batch_of((4,), 3, seed=4)
     twins = replace(batch, boxes_cxcywh=batch.boxes_cxcywh[:, [0, 0, 2, 2]], labels=batch.labels[:, [0, 0, 2, 2]])
     cost = fast.matching_cost(predictions, twins, LossConfig())
     sums = [
@@ -103,7 +104,7 @@ def test_equal_objects_cost_the_same_whichever_is_matched():
 
 @pytest.mark.parametrize("match", [fast.match, reference.match], ids=["fast", "reference"])
 def test_a_cost_that_is_no_number_is_named(match):
-    predictions, batch = random_predictions(1, 2, 3, 3, seed=4), batch_of((1, 1), 3, seed=4)
+    predictions, batch = random_predictions(1, 2, 3, 4, seed=4), batch_of((1, 1), 3, seed=4)
     with torch.no_grad():
         predictions.logits[0, 1, 0] = torch.nan
     with pytest.raises(FloatingPointError, match="image 1 is not finite"):

@@ -13,9 +13,10 @@ from lucidetr.reference import engine
 from lucidetr.reference import set_loss as reference
 from lucidetr.structures import Batch, Predictions
 
-from .drawn import agree, examples, loss_configs, pairs, random_predictions
+from .drawn import FITTING, agree, examples, loss_configs, pairs, random_predictions
 from .test_matching import batch_of
 
+CONFIGS = st.one_of(loss_configs("softmax"), loss_configs("sigmoid"))
 TERMS = ("total", "classification", "l1", "giou")
 
 
@@ -34,29 +35,62 @@ def check(predictions: Predictions, batch: Batch, norm: fast.Normalisers, config
             agree(zero if one is None else one, zero if other is None else other, f"gradient of {term} at {where}")
 
 
-@examples(40)
+@examples(60)
 @given(
     counts=st.lists(st.integers(0, 8), min_size=1, max_size=3).map(tuple),
     queries=st.integers(1, 6),
     layers=st.integers(1, 3),
     num_classes=st.integers(1, 4),
-    config=loss_configs(),
+    config=CONFIGS,
+    groups=st.integers(1, 3),
     dtype=st.sampled_from([torch.float64, torch.float32]),
     seed=st.integers(0, 2**16),
 )
-def test_drawn_predictions(counts, queries, layers, num_classes, config, dtype, seed):
-    predictions = random_predictions(layers, len(counts), queries, num_classes, seed, dtype)
+def test_drawn_predictions(counts, queries, layers, num_classes, config, groups, dtype, seed):
+    slots = num_classes + (config.classification == "cross_entropy")
+    predictions = random_predictions(layers * groups, len(counts), queries, slots, seed, dtype)
     batch = batch_of(counts, num_classes, seed, dtype)
-    norm = fast.normalisers(counts, queries, config)
-    slow = reference.normalisers(counts, queries, config)
+    norm = fast.normalisers(counts, queries, config, groups=groups)
+    slow = reference.normalisers(counts, queries, config, groups=groups)
     assert norm.objects == slow.objects
     assert norm.class_weight == pytest.approx(slow.class_weight, rel=1e-12)
     check(predictions, batch, norm, config)
 
 
+@pytest.mark.parametrize("way", FITTING["sigmoid"])
+@pytest.mark.parametrize("size", [0.3, 30.0, 600.0])
+def test_logits_however_sure(way, size):
+    """At ±600, p and 1 − p round to 0 and 1, and their logarithms must come from the logit."""
+    predictions, batch = random_predictions(1, 1, 6, 3, seed=9), batch_of((4,), 3, seed=9)
+    with torch.no_grad():
+        predictions.logits.copy_(size * predictions.logits.sign())
+    check(predictions, batch, fast.normalisers((4,), 6, LossConfig(way)), LossConfig(way))
+
+
+@pytest.mark.parametrize("way", FITTING["sigmoid"])
+def test_the_quality_is_no_way_to_cheat(way):
+    """The overlap says what score to learn; the boxes do not move to make a poor score right."""
+    predictions, batch = random_predictions(2, 1, 5, 3, seed=3), batch_of((3,), 3, seed=3)
+    losses = reference.set_loss(predictions, batch, reference.normalisers((3,), 5, LossConfig(way)), LossConfig(way))
+    (gradient,) = torch.autograd.grad(losses.classification.sum(), predictions.boxes_cxcywh)
+    assert gradient.abs().max() == 0
+
+
+def test_groups_are_the_mean_of_their_losses():
+    config, counts = LossConfig("mal"), (2, 5)
+    both, batch = random_predictions(6, 2, 6, 3, seed=1), batch_of(counts, 3, seed=1)
+    one = reference.normalisers(counts, 6, config)
+    alone = [
+        reference.set_loss(Predictions(both.logits[g::2], both.boxes_cxcywh[g::2]), batch, one, config).total
+        for g in (0, 1)
+    ]
+    together = reference.set_loss(both, batch, reference.normalisers(counts, 6, config, groups=2), config).total
+    agree(together, (alone[0] + alone[1]) / 2, "groups")
+
+
 def test_parts_of_a_batch_add_up_to_the_whole():
     config, counts = LossConfig(), (2, 0, 5)
-    predictions, batch = random_predictions(2, 3, 6, 3, seed=1), batch_of(counts, 3, seed=1)
+    predictions, batch = random_predictions(2, 3, 6, 4, seed=1), batch_of(counts, 3, seed=1)
     norm = reference.normalisers(counts, 6, config)
     whole = reference.set_loss(predictions, batch, norm, config).total
     parts = []
@@ -77,16 +111,18 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     agree(torch.stack(parts).sum(), whole, "sum of parts")
 
 
-def test_a_perfect_box_and_a_box_without_area():
-    predictions, batch = random_predictions(2, 1, 5, 3, seed=3), batch_of((3,), 3, seed=3)
+@pytest.mark.parametrize("way", ["cross_entropy", *FITTING["sigmoid"]])
+def test_a_perfect_box_and_a_box_without_area(way):
+    slots = 4 if way == "cross_entropy" else 3
+    predictions, batch = random_predictions(2, 1, 5, slots, seed=3), batch_of((3,), 3, seed=3)
     with torch.no_grad():
         batch.boxes_cxcywh[0, 1, 2:] = 0
         predictions.boxes_cxcywh[:, 0, 2] = batch.boxes_cxcywh[0, 0]
-    check(predictions, batch, fast.normalisers((3,), 5, LossConfig()), LossConfig())
+    check(predictions, batch, fast.normalisers((3,), 5, LossConfig(way)), LossConfig(way))
 
 
 def test_without_objects_the_box_head_gets_zero_not_nothing():
-    predictions, batch = random_predictions(2, 2, 5, 3, seed=3), batch_of((0, 0), 3, seed=3)
+    predictions, batch = random_predictions(2, 2, 5, 4, seed=3), batch_of((0, 0), 3, seed=3)
     norm = reference.normalisers((0, 0), 5, LossConfig())
     reference.set_loss(predictions, batch, norm, LossConfig()).total.backward()
     assert predictions.boxes_cxcywh.grad.abs().max() == 0

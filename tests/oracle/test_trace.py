@@ -17,25 +17,43 @@ def run(config=SMALL, **options):
     return forward(leaves(build(config, seed=1)), config, BATCH.images, BATCH.padding, **options)
 
 
-@pytest.mark.parametrize("kind", ["bottlenecks, frozen batch norm, DC5", "pre-norm, learned positions"])
+def named(module: torch.nn.Module) -> str:
+    return type(module).__name__
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bottlenecks, frozen batch norm, DC5",
+        "pre-norm, learned positions",
+        "convnet, group norm, one stage",
+        "anchors, refined, bells, pre-norm",
+        "selected, refined twice",
+    ],
+)
 def test_values_are_those_of_the_fast_modules(kind):
     config = KINDS[kind]
     model = build(config, seed=1).eval()
-    fast = {}
+    fast, hidden = {}, []
     for name, module in model.named_modules():
         module.register_forward_hook(lambda _, __, output, name=name: fast.update({name: output}))
+    model.decoder.norm.register_forward_hook(lambda _, __, output: hidden.append(output))
     model(BATCH.images, BATCH.padding)
     _, trace = run(config)
 
+    fast["backbone"] = fast["backbone"][-1]
     same = {"backbone.stem": "backbone.stem.output", "backbone": "backbone", "projection": "projection"}
     same |= {"position": "position", "encoder": "memory"}
-    same |= {n: f"{n}.output" for n in fast if n.startswith("backbone.stages.") and n.count(".") == 3}
+    blocks = ("Bottleneck", "BasicBlock", "Halving")
+    same |= {n: f"{n}.output" for n, m in model.named_modules() if n.startswith("backbone") and named(m) in blocks}
+    same |= {n: n for n in fast if n.endswith(".box_bias") and fast[n] is not None}
     same |= {n: f"{n}.after" for n in fast if n.endswith("_path")}
-    assert len(same) > 20
+    assert len(same) > 15
     for there, here in same.items():
         agree(fast[there], trace[here], here)
-    for layer, hidden in enumerate(fast["decoder"]):
-        agree(hidden, trace[f"decoder.layers.{layer}.hidden"], f"hidden {layer}")
+    assert len(hidden) == config.decoder_layers
+    for layer, value in enumerate(hidden):
+        agree(value, trace[f"decoder.layers.{layer}.hidden"], f"hidden {layer}")
 
 
 def test_attention_of_every_layer_and_head():
@@ -84,3 +102,63 @@ def test_gradient_of_a_box_at_a_kept_value():
     (gradient,) = torch.autograd.grad(predictions.boxes_cxcywh[-1, 0, 0, 0], weights)
     assert gradient[0, :, 0].abs().max() > 0
     assert gradient[1].abs().max() == 0  # another picture's attention does not matter
+
+
+@pytest.mark.parametrize(
+    "kind", ["anchors, refined, bells, pre-norm", "anchors, refined twice, distances to the sides"]
+)
+def test_every_layer_looks_from_the_box_of_the_one_before(kind):
+    predictions, trace = run(KINDS[kind])
+    layers = [f"decoder.layers.{layer}" for layer in range(2)]
+    start = trace["queries.boxes_cxcywh"]
+    for layer, came_from in zip(layers, (start, predictions.boxes_cxcywh[0]), strict=True):
+        agree(trace[f"{layer}.reference_cxcywh"], came_from, "reference")
+        assert trace[f"{layer}.query_position"].shape == (2, 6, 16)
+        by_row, by_column = trace[f"{layer}.box_bias.y"], trace[f"{layer}.box_bias.x"]
+        both = by_row[..., :, None] + by_column[..., None, :]
+        agree(trace[f"{layer}.box_bias"], both.flatten(-2), "bias")
+        weights = trace[f"{layer}.cross_attention.weights"]
+        assert weights.shape == trace[f"{layer}.box_bias"].shape
+        assert (weights.sum(-1) - 1).abs().max() < 1e-9
+
+
+def test_selected_tokens_and_what_they_propose():
+    predictions, trace = run(KINDS["selected, refined twice"])
+    scores, chosen, hidden = trace["queries.scores"], trace["queries.chosen"], trace["padding"].flatten(1)
+    assert hidden.any()
+    assert (scores[hidden] == -torch.inf).all()
+    for image in range(2):
+        taken = chosen[image].tolist()
+        assert len(set(taken)) == 6
+        assert not hidden[image, taken].any()
+        assert scores[image, taken].tolist() == sorted(scores[image].tolist(), reverse=True)[:6]
+    agree(trace["queries.proposals.logits"], predictions.logits[0], "logits")
+    agree(trace["queries.proposals.boxes_cxcywh"], predictions.boxes_cxcywh[0], "boxes")
+    agree(trace["queries.proposals.logits"].amax(-1), scores.gather(1, chosen), "scores of the chosen")
+    agree(trace["heads.0.boxes_cxcywh"], predictions.boxes_cxcywh[1], "boxes of the first layer")
+    start = trace["decoder.layers.0.reference_cxcywh"]
+    assert not start.requires_grad
+    assert 0 <= start.min() <= start.max() <= 1
+
+
+def test_groups_do_not_see_each_other():
+    config = KINDS["groups of selected queries, bells, heads of their own"]
+    predictions, trace = run(config, training=True)
+    assert predictions.logits.shape == (6, 2, 6, 3)  # (proposals and two layers) of two groups
+    weights = trace["decoder.layers.1.self_attention.weights"]
+    assert weights.shape == (2, 3, 12, 12)
+    assert weights[..., :6, 6:].abs().max() == weights[..., 6:, :6].abs().max() == 0
+    assert weights[..., :6, :6].min() > 0
+    agree(trace["heads.1.logits"][:, 6:], predictions.logits[5], "the last layer's second group")
+    alone, _ = run(config, training=False)
+    agree(alone.logits, predictions.logits[::2], "the first group")
+
+
+def test_fused_maps():
+    _, trace = run(KINDS["fused, group norm beside frozen batch norm"])
+    assert trace["coarse"].shape == trace["projection"].shape == (2, 16, 3, 3)
+    assert trace["fusion.0.output"].shape == (2, 16, 5, 5)
+    assert trace["fusion.1.up"].shape == trace["fusion.1.output"].shape == (2, 16, 9, 9)
+    assert trace["memory"].shape == (2, 81, 16)
+    assert trace["fusion.padding"].shape == (2, 9, 9)
+    assert trace["decoder.layers.0.cross_attention.weights"].shape[-1] == 81

@@ -47,7 +47,7 @@ def test_features_are_the_same(name, dilation, randomised, pictures, tmp_path):
     )
     for images, _ in pictures:
         expected = features(theirs, images)
-        difference = (ours(images) - expected).abs().max().item()
+        difference = (ours(images)[-1] - expected).abs().max().item()
         print(f"{tuple(images.shape)}: largest difference {difference:.1e}, largest feature {expected.max():.1f}")
         assert difference <= TOLERANCE * max(1.0, expected.abs().max().item())
 

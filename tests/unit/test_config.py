@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from lucidetr.categories import Categories
-from lucidetr.config import ModelCard, ModelConfig, TrainConfig, difference, from_dict, to_dict
+from lucidetr.config import ModelCard, ModelConfig, TrainConfig
 from lucidetr.errors import InputError
+from lucidetr.fields import difference, from_dict, to_dict
 from lucidetr.recipes import RECIPES, recipe
 
 

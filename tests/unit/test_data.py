@@ -121,7 +121,7 @@ def test_a_batch_is_normalised_and_padded_with_zeros():
 
 @settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(0, 40), st.integers(0, 60), st.integers(24, 60), st.integers(24, 60))
-@pytest.mark.parametrize("kind", ["paper", "light"])
+@pytest.mark.parametrize("kind", ["paper", "light", "turned"])
 def test_boxes_follow_the_picture(kind, seed, top, left, height, width):
     """Paint a box white on black: after any augmentation the white pixels must be where the box is."""
     image = torch.zeros(3, 120, 160, dtype=torch.uint8)
@@ -129,8 +129,10 @@ def test_boxes_follow_the_picture(kind, seed, top, left, height, width):
     image[:, top:bottom, left:right] = 255
     if kind == "paper":
         config = AugmentationConfig(scales=(96, 128), crop_scales=(100, 140), crop_sides=(60, 90))
-    else:
+    elif kind == "light":
         config = AugmentationConfig(scales=(), crop=0.0, zoom=0.3, shift=0.2)
+    else:
+        config = AugmentationConfig(scales=(), crop=0.0, flip_vertical=0.5, turn=0.7)
     images = ImageConfig(size=128, max_size=213, mean=(0.0, 0.0, 0.0))  # what is moved in is black too
     target = Target(torch.tensor([[left, top, right, bottom]]).float(), torch.tensor([4]))
     changed, moved = Augmentation(config, images)(image, target, seed)

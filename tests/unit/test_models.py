@@ -58,8 +58,9 @@ def test_without_pretrained_weights_nothing_is_frozen_and_it_is_said():
 def test_backbones_take_any_size(name, dilation, stride):
     backbone = ResNet(BackboneConfig(name=name, width=4, norm="group", dilation=dilation))
     for height, width in ((64, 96), (65, 33), (1, 1)):
-        features = backbone(torch.randn(1, 3, height, width))
-        assert features.shape == (1, backbone.channels, -(-height // stride), -(-width // stride))
+        maps = backbone(torch.randn(1, 3, height, width))
+        assert len(maps) == len(backbone.channels) == len(BackboneConfig(name=name, dilation=dilation).strides)
+        assert maps[-1].shape == (1, backbone.channels[-1], -(-height // stride), -(-width // stride))
 
 
 @pytest.mark.parametrize("encoder_block", ["post_norm", "pre_norm", "end_norm"])
@@ -131,4 +132,4 @@ def test_padding_shrinks_to_the_first_pixel_of_each_cell():
 
 
 def test_no_recipe_hides_another():
-    assert set(RECIPES) == {"detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5", "detr-xs"}
+    assert set(RECIPES) == {"detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5", "detr-xs", "lucid-xs"}

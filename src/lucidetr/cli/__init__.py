@@ -9,13 +9,15 @@ USAGE = """\
 lucidetr: DETR from scratch that you can read, train on one machine, and look inside
 
   lucidetr demo                                  train on generated scenes, evaluate, draw (minutes)
-  lucidetr train RECIPE --data DATA --out RUN    train a detector (--epochs, --steps or --minutes)
+  lucidetr train [RECIPE] --data DATA --out RUN  train a detector (--epochs, --steps or --minutes); without a recipe
+                                                 the one that fits the data
   lucidetr eval RUN --data DATA --split val      COCO's twelve numbers, and AP by category
   lucidetr predict RUN PICTURE|FOLDER … --out DIR
                                                  draw what it finds, write detections.json
   lucidetr convert SOURCE OUT                    other projects' weights to ours, or ours to theirs
   lucidetr data write generated:digits DIR       write generated scenes as a COCO folder
-  lucidetr recipes                               the named models and their sizes
+  lucidetr recipes                               the named models and their sizes; --ladder, --neighbours
+  lucidetr study ladder --out DIR                measure the ladder anew
 
 DATA is a folder with COCO json files and images, or generated:digits.
 `lucidetr VERB --help` lists every option; any setting of a recipe can be changed: --model.num-queries 50
@@ -29,6 +31,7 @@ VERBS = {
     "convert": "lucidetr.cli.convert",
     "data": "lucidetr.cli.data",
     "recipes": "lucidetr.cli.recipes",
+    "study": "lucidetr.cli.study",
 }
 
 

@@ -17,42 +17,44 @@ from lucidetr.inspection.curves import draw_curves
 from lucidetr.recipes import recipe
 from lucidetr.training.loop import train
 
+DRAWN = 8
+
 
 @dataclass(frozen=True)
 class Options:
-    """Train on a few generated scenes until the model knows them by heart: the proof that all parts work."""
+    """Train lucid-xs on generated scenes from random weights, evaluate it on scenes it has not seen, and draw."""
 
     out: str = "runs/demo"
     """Folder of the run; an earlier demo in it is replaced."""
-    steps: int = 700
-    images: int = 8
+    minutes: float = 3.0
+    """Of training; the evaluations come on top."""
+    data: str = "generated:digits"
 
 
 def run(arguments: list[str]) -> None:
     """Train, evaluate, draw, and say where it all lies."""
     options = tyro.cli(Options, args=arguments, prog="lucidetr demo")
-    demo(Path(options.out), options.steps, options.images)
+    demo(Path(options.out), options.minutes, options.data)
 
 
-def demo(out: Path, steps: int, images: int) -> None:
-    """Let detr-xs learn a few digit scenes by heart: AP near 1 says that all parts work together."""
+def demo(out: Path, minutes: float, source: str) -> None:
+    """Train for some minutes; what it finds in new scenes is drawn beside the truth."""
     if (out / "demo").is_file():
         shutil.rmtree(out)  # an earlier demo; nothing else is ever removed
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: not empty and not an earlier demo; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo").touch()
-    source = f"generated:digits?train={images}&val=1"
-    config = replace(recipe("detr-xs"), data=source, out=str(out), overfit=images, steps=steps, evaluations=5)
-    run = train(replace(config, batch=images, model=replace(config.model, dropout=0.0)))
+    config = replace(recipe("lucid-xs"), data=source, out=str(out), minutes=minutes, evaluations=6)
+    run = train(config)
 
     detector = load(run)
-    scenes, _, _ = open_training_data(config)
-    found = detect(detector.model, scenes, detector.card.images, detector.card.categories, batch=images)
-    print_metrics(evaluate(scenes.annotations, found), "the same scenes that it was trained on")
+    _, scenes, _ = open_training_data(config)
+    found = detect(detector.model, scenes, detector.card.images, detector.card.categories, batch=config.batch)
+    print_metrics(evaluate(scenes.annotations, found), "scenes that it has not seen")
     drawn = out / "predictions"
     drawn.mkdir(exist_ok=True)
-    for index, detections in enumerate(found):
+    for index, detections in enumerate(found[:DRAWN]):
         image, truth = scenes.image(index), scenes.annotations.target(index)
         names = [detector.names[label] for label in truth.labels.tolist()]
         draw_boxes(image, truth.boxes_xyxy, names, truth.labels.tolist()).save(drawn / f"{index + 1}-truth.png")

@@ -15,8 +15,9 @@ def choose_engine(config: TrainConfig) -> tuple[TrainConfig, Engine]:
         return config, FAST
     if config.precision == "bf16":
         raise InputError("--engine reference computes in fp32 or fp64: leave --precision bf16 out")
-    if not config.model.backbone.name.startswith("resnet"):
-        raise InputError(f"--engine reference knows ResNets only, not {config.model.backbone.name}")
+    backbone = config.model.backbone.name
+    if backbone != "convnet" and not backbone.startswith("resnet"):
+        raise InputError(f"--engine reference knows ResNets and the convnet, not {backbone}: choose another backbone")
     precision = "fp32" if config.precision == "auto" else config.precision
     return replace(config, precision=precision), reference_engine()
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lucidetr.config import HUGE, check_ranges
 from lucidetr.errors import InputError
+from lucidetr.fields import HUGE, check_ranges
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ def slug(data: str, split: str) -> str:
 
 def open_split(options: Options, folder: Path):
     """Return the split that was asked for; of the run's own data as the run had it."""
-    from lucidetr.config import TrainConfig, from_dict
+    from lucidetr.config import TrainConfig
     from lucidetr.data.dataset import open_coco, open_dataset, open_training_data
+    from lucidetr.fields import from_dict
     from lucidetr.training.run_log import read_json
 
     if options.json:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lucidetr.config import check_ranges
 from lucidetr.errors import InputError
+from lucidetr.fields import check_ranges
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,24 @@
-"""lucidetr train: a recipe, changed by options, on a data set."""
+"""lucidetr train: a recipe, or what fits the data, changed by options, on a data set."""
 
 import tyro
 
 from lucidetr.config import TrainConfig
 from lucidetr.errors import InputError
-from lucidetr.recipes import RECIPES, recipe
+from lucidetr.recipes import RECIPES, fine_tuned, recipe
 
 
 def run(arguments: list[str]) -> None:
     """Train and draw the curves."""
-    if arguments and arguments[0] in ("-h", "--help"):
-        arguments = ["detr-r50", "--help"]
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError(f"which recipe? lucidetr train RECIPE --data DATA …; RECIPE is one of {', '.join(RECIPES)}")
-    name, *options = arguments
-    config = tyro.cli(TrainConfig, default=recipe(name), args=options, prog=f"lucidetr train {name}")
+    named = bool(arguments) and not arguments[0].startswith("-")
+    if not arguments:
+        raise InputError(f"what on? lucidetr train [RECIPE] --data DATA …; RECIPE is one of {', '.join(RECIPES)}")
+    name, options = (arguments[0], arguments[1:]) if named else ("lucid-xs", arguments)
+    base = recipe(name)
+    if any(option.split("=")[0] == "--weights" for option in options):
+        base = fine_tuned(base)
+    config = tyro.cli(TrainConfig, default=base, args=options, prog=f"lucidetr train {name if named else '[RECIPE]'}")
+    if not named:
+        config = choose_for(config, options)
 
     from lucidetr.cli.engines import choose_engine
     from lucidetr.inspection.curves import draw_curves
@@ -22,3 +26,18 @@ def run(arguments: list[str]) -> None:
 
     folder = train(*choose_engine(config))
     print(f"curves: {draw_curves(folder, folder / 'curves.png')}")
+
+
+def choose_for(config: TrainConfig, options: list[str]) -> TrainConfig:
+    """Return the recipe that fits the data with the options on top, and say why it was chosen."""
+    from lucidetr.data.dataset import open_training_data
+    from lucidetr.training.choice import choose
+    from lucidetr.training.precision import choose_device
+
+    train_set, _, _ = open_training_data(config)
+    chosen, reasons = choose(train_set.annotations, gpu=choose_device(config.device).type != "cpu")
+    for reason in reasons:
+        print(reason)
+    if config.weights:
+        chosen = fine_tuned(chosen)
+    return tyro.cli(TrainConfig, default=chosen, args=options, prog="lucidetr train")

@@ -1,20 +1,23 @@
 """Start a model from other weights: a whole detector, or its backbone only."""
 
+import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from lucidetr.categories import Categories
-from lucidetr.config import BackboneConfig, ModelCard, ModelConfig, difference
+from lucidetr.config import BackboneConfig, ModelCard, ModelConfig
 from lucidetr.conversion.names import COUNTER, backbone_only, listed, shape, without
 from lucidetr.errors import InputError
+from lucidetr.fields import difference
 from lucidetr.models.detr import DETR
 
-CLASS_HEAD = ("heads.category.weight", "heads.category.bias")
-QUERIES = "queries.position"
+CLASS_HEAD = re.compile(r"(heads|queries)\.(\d+\.)?category\.(weight|bias)")
+QUERIES = re.compile(r"queries\.(\d+\.)?(position|box|content)")  # one row for each query
 # fields of the config that the function sees to itself, or that no tensor depends on
-FREE = {"num_classes", "num_queries", "dropout", "position_table", "backbone.norm"}
+FREE = {"num_classes", "num_queries", "dropout", "position_table", "residual_start"}
+FREE |= {"backbone.norm", "backbone.zero_residual"}
 
 
 def start_from(model: DETR, state: Mapping[str, Tensor], card: ModelCard, categories: Categories) -> list[str]:
@@ -33,10 +36,12 @@ def start_from(model: DETR, state: Mapping[str, Tensor], card: ModelCard, catego
         _check_model(card.model, config)
         targets, notes = _targets(model), [f"all weights start from {card.recipe}"]
         if config.num_queries != card.model.num_queries:
-            del targets[QUERIES], state[QUERIES]
+            for name in [name for name in targets if QUERIES.fullmatch(name)]:
+                del targets[name], state[name]
             notes.append(f"the {config.num_queries} queries are new: the weights have {card.model.num_queries}")
         if categories.names != card.categories.names:
-            notes.append(_adapt_class_head(targets, state, card.categories, categories))
+            softmax = config.classification == "softmax"
+            notes.append(_adapt_class_heads(targets, state, card.categories, categories, softmax))
     _copy(targets, state)
     return notes
 
@@ -45,14 +50,14 @@ def _targets(model: DETR) -> dict[str, Tensor]:
     return without(model.state_dict(), suffixes=(COUNTER,))
 
 
-def _adapt_class_head(
-    targets: dict[str, Tensor], state: dict[str, Tensor], known: Categories, wanted: Categories
+def _adapt_class_heads(
+    targets: dict[str, Tensor], state: dict[str, Tensor], known: Categories, wanted: Categories, softmax: bool
 ) -> str:
-    """Replace the weights' class head by one for the wanted categories, and say how much of it is new."""
+    """Replace the weights' class heads by such for the wanted categories, and say how much of them is new."""
     kept = [(label, known.names.index(name)) for label, name in enumerate(wanted.names) if name in known.names]
-    rows = [*kept, (len(wanted), len(known))]  # the last row of each: no object
-    new, old = (torch.tensor(labels) for labels in zip(*rows, strict=True))
-    for name in CLASS_HEAD:
+    rows = [*kept, (len(wanted), len(known))] if softmax else kept  # the last row of each: no object
+    new, old = torch.tensor(rows, dtype=torch.long).reshape(-1, 2).unbind(1)
+    for name in [name for name in targets if CLASS_HEAD.fullmatch(name)]:
         fresh = targets[name].detach().clone()
         fresh[new.to(fresh.device)] = state[name][old].to(fresh)
         state[name] = fresh

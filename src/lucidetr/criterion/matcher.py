@@ -9,27 +9,41 @@ from torch import Tensor
 
 from lucidetr.boxes import cxcywh_to_xyxy, giou
 from lucidetr.config import LossConfig
+from lucidetr.criterion.classification import focal
 from lucidetr.structures import Assignment, Batch, Predictions
 
 
 def matching_cost(
     predictions: Predictions, batch: Batch, config: LossConfig
 ) -> Float[Tensor, "layer batch query object"]:
-    """Return the cost of every pair: −probability of the object's class, L1 and −GIoU of the boxes.
+    """Return the cost of every pair: how unlike the object's class the query is, L1 and −GIoU of the boxes.
 
     Computed in float32 at least, whatever the model's precision; columns past an image's count mean nothing.
     """
     predictions = predictions.in_full_precision()
-    probability = predictions.logits.softmax(-1)
+    unlikeness = class_cost(predictions.logits, config)
     boxes = predictions.boxes_cxcywh[..., None, :]
     objects = batch.boxes_cxcywh[None, :, None]
     layers, _, queries, _ = predictions.logits.shape
     labels = batch.labels[None, :, None].expand(layers, -1, queries, -1)
     return (
-        -config.cost_class * probability.gather(-1, labels)
+        config.cost_class * unlikeness.gather(-1, labels)
         + config.cost_l1 * (boxes - objects).abs().sum(-1)
         - config.cost_giou * giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(objects))
     )
+
+
+def class_cost(
+    logits: Float[Tensor, "layer batch query category"], config: LossConfig
+) -> Float[Tensor, "layer batch query category"]:
+    """Return what it costs to call a query each of the classes.
+
+    With a softmax −probability (the paper); with sigmoids what the focal loss would lose as a yes minus what it
+    would lose as a no (Zhu et al. 2021).
+    """
+    if config.classification == "cross_entropy":
+        return -logits.softmax(-1)
+    return focal(logits, torch.ones_like(logits)) - focal(logits, torch.zeros_like(logits))
 
 
 @torch.no_grad()

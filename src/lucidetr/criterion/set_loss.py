@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from lucidetr.boxes import cxcywh_to_xyxy, giou
+from lucidetr.boxes import cxcywh_to_xyxy, giou, iou
 from lucidetr.config import LossConfig
+from lucidetr.criterion.classification import classification_loss
 from lucidetr.criterion.matcher import match
 from lucidetr.structures import Assignment, Batch, Predictions
+
+NOTHING = -1  # the label of a query without an object
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,20 @@ class Losses:
     assignment: Assignment
 
 
-def normalisers(counts: Iterable[int], num_queries: int, config: LossConfig) -> Normalisers:
+def normalisers(counts: Iterable[int], num_queries: int, config: LossConfig, groups: int = 1) -> Normalisers:
     """Return the normalisers of one optimiser step from the number of objects in each of its images.
 
-    Every matched query weighs 1 in the log-likelihood, every other `no_object`. How many match is known before
-    the model runs, so the parts of a batch can be summed in any order, on any number of machines.
+    With a softmax every matched query weighs 1 in the log-likelihood, every other `no_object`; with sigmoids the
+    classes are divided by the objects, too. How many match is known before the model runs, so the parts of a batch
+    can be summed in any order, on any number of machines. Groups of queries share the weight of one.
     """
     counts = list(counts)
+    objects = max(float(sum(counts)), 1.0) * groups
+    if config.classification != "cross_entropy":
+        return Normalisers(objects=objects, class_weight=objects)
     matched = sum(min(count, num_queries) for count in counts)
     unmatched = len(counts) * num_queries - matched
-    return Normalisers(objects=max(float(sum(counts)), 1.0), class_weight=matched + config.no_object * unmatched)
+    return Normalisers(objects=objects, class_weight=groups * (matched + config.no_object * unmatched))
 
 
 def set_loss(predictions: Predictions, batch: Batch, norm: Normalisers, config: LossConfig) -> Losses:
@@ -54,21 +60,21 @@ def set_loss(predictions: Predictions, batch: Batch, norm: Normalisers, config: 
     assignment = match(predictions, batch, config)
     a = assignment
     logits, boxes = predictions.logits, predictions.boxes_cxcywh
-    layers, _, _, slots = logits.shape
+    layers = len(logits)
 
-    target = torch.full(logits.shape[:-1], slots - 1, device=logits.device)
-    target[a.layer, a.image, a.query] = batch.labels[a.image, a.object]
-    weight = logits.new_ones(slots)
-    weight[-1] = config.no_object
-    nll = F.cross_entropy(logits.flatten(0, -2), target.flatten(), weight, reduction="none")
-    classification = nll.view(layers, -1).sum(1) / norm.class_weight
-
-    found = boxes[a.layer, a.image, a.query]
-    truth = batch.boxes_cxcywh[a.image, a.object]
+    found, truth = boxes[a.layer, a.image, a.query], batch.boxes_cxcywh[a.image, a.object]
+    found_xyxy, truth_xyxy = cxcywh_to_xyxy(found), cxcywh_to_xyxy(truth)
     distance = (found - truth).abs().sum(-1)
-    shortfall = 1 - giou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(truth))
+    shortfall = 1 - giou(found_xyxy, truth_xyxy)
     l1 = boxes.new_zeros(layers).index_add(0, a.layer, distance) / norm.objects
     overlap = boxes.new_zeros(layers).index_add(0, a.layer, shortfall) / norm.objects
+
+    labels = torch.full(logits.shape[:-1], NOTHING, device=logits.device)
+    labels[a.layer, a.image, a.query] = batch.labels[a.image, a.object]
+    quality = boxes.new_zeros(logits.shape[:-1])
+    quality[a.layer, a.image, a.query] = iou(found_xyxy, truth_xyxy).detach()
+    losses = classification_loss(logits, labels, quality, config)
+    classification = losses.flatten(1).sum(1) / norm.class_weight
 
     total = (config.weight_class * classification + config.weight_l1 * l1 + config.weight_giou * overlap).sum()
     return Losses(total=total, classification=classification, l1=l1, giou=overlap, assignment=assignment)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from lucidetr.categories import Categories
 from lucidetr.structures import Target
@@ -39,16 +40,18 @@ class Annotations:
 
     def target(self, index: int) -> Target:
         """Return what is to be found in image `index`: its boxes cut to the picture, crowds left out."""
+        corners, labels = self.objects(index)
+        return Target(boxes_xyxy=torch.from_numpy(corners.astype(np.float32)), labels=torch.from_numpy(labels))
+
+    def objects(self, index: int) -> tuple[Float[np.ndarray, "object 4"], Int[np.ndarray, " object"]]:
+        """Return the same as arrays: boxes_xyxy in the picture's pixels, and labels."""
         rows = self.rows(index)
         keep = ~self.crowd[rows]
         low = self.boxes_xywh[rows][keep, :2]
         high = low + self.boxes_xywh[rows][keep, 2:]
         width_height = self.sizes[index, ::-1]
         corners = np.concatenate([low.clip(0, width_height), high.clip(0, width_height)], axis=1)
-        return Target(
-            boxes_xyxy=torch.from_numpy(corners.astype(np.float32)),
-            labels=torch.from_numpy(self.labels[rows][keep]),
-        )
+        return corners, self.labels[rows][keep]
 
     def objects_per_image(self) -> np.ndarray:
         """Return how many objects each image has, crowds left out."""

@@ -6,14 +6,15 @@ is taken up again in the middle sees the same samples, and so does any number of
 
 import functools
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from lucidetr.config import ImageConfig
+from lucidetr.config import AugmentationConfig, ImageConfig
+from lucidetr.data.batch_augmentation import BatchAugmentation
 from lucidetr.data.dataset import Dataset
 from lucidetr.data.preprocessing import Sample, make_batch, resize, resized_size
 from lucidetr.data.transforms import Augmentation
@@ -21,6 +22,7 @@ from lucidetr.errors import InputError
 from lucidetr.structures import Batch, Target
 
 GRACE_SECONDS = 10
+Change = Augmentation | BatchAugmentation | None
 
 
 @functools.lru_cache(maxsize=2)
@@ -47,41 +49,62 @@ def step_samples(count: int, seed: int, step: int, batch: int) -> list[tuple[int
 
 def fixed_sample(dataset: Dataset, images: ImageConfig, index: int) -> Sample:
     """Return one image resized as the config says, its boxes with it, nothing at random."""
-    image, target = dataset.image(index), dataset.annotations.target(index)
-    height, width = image.shape[-2:]
+    target = dataset.annotations.target(index)
+    height, width = dataset.annotations.sizes[index].tolist()
     new_height, new_width = resized_size(height, width, images)
+    square = images.resize == "square"
+    image = dataset.square(index, images.size) if square else resize(dataset.image(index), (new_height, new_width))
     stretch = torch.tensor([new_width / width, new_height / height]).repeat(2)
     resized = Target(boxes_xyxy=target.boxes_xyxy * stretch, labels=target.labels)
     image_id = int(dataset.annotations.image_ids[index])
-    return Sample(resize(image, (new_height, new_width)), resized, image_id, (height, width))
+    return Sample(image, resized, image_id, (height, width))
+
+
+def build_augmentation(config: AugmentationConfig, images: ImageConfig) -> Augmentation | BatchAugmentation:
+    """Return what changes the training images: whole batches where all are squares of one side, else one by one."""
+    at_once = images.resize == "square" and not config.crop and not config.scales
+    return (BatchAugmentation if at_once else Augmentation)(config, images)
+
+
+def at_the_start(step: int) -> float:
+    """Return that nothing of the run is done, for a run whose length nobody knows."""
+    return 0.0
 
 
 class _Steps(TorchDataset):
-    """Make the batches of one optimiser step, by its number: what a worker process is asked for."""
+    """Make the batches of one optimiser step, by its number and progress: what a worker process is asked for."""
 
-    def __init__(self, dataset: Dataset, images: ImageConfig, augmentation: Augmentation | None, seed: int, cut: tuple):
+    def __init__(self, dataset: Dataset, images: ImageConfig, augmentation: Change, seed: int, cut: tuple):
         self.dataset, self.images, self.augmentation, self.seed = dataset, images, augmentation, seed
         self.batch, self.micro_batch = cut
 
-    def __getitem__(self, index: int) -> list[Batch] | InputError:
+    def __getitem__(self, index: tuple[int, float]) -> list[Batch] | InputError:
         try:
-            return self.parts(index)
+            return self.parts(*index)
         except InputError as error:
             return error  # raised where it is received: a worker's traceback would bury the message
 
-    def parts(self, index: int) -> list[Batch]:
+    def parts(self, step: int, progress: float) -> list[Batch]:
         """Return the batch of one step in parts."""
-        samples = [self.sample(*each) for each in step_samples(len(self.dataset), self.seed, index, self.batch)]
-        parts = range(0, self.batch, self.micro_batch)
-        return [make_batch(samples[at : at + self.micro_batch], self.images) for at in parts]
+        chosen = step_samples(len(self.dataset), self.seed, step, self.batch)
+        starts = range(0, self.batch, self.micro_batch)
+        return [self.part(chosen[at : at + self.micro_batch], progress) for at in starts]
 
-    def sample(self, epoch: int, index: int) -> Sample:
+    def part(self, chosen: list[tuple[int, int]], progress: float) -> Batch:
+        """Return the samples of those (epoch, index) as one batch."""
+        change, indices = self.augmentation, [index for _, index in chosen]
+        if change is None or progress >= change.config.until:
+            return make_batch([fixed_sample(self.dataset, self.images, index) for index in indices], self.images)
+        seeds = [sample_seed(self.seed, *each) for each in chosen]
+        if isinstance(change, BatchAugmentation):
+            return change(self.dataset, indices, seeds, progress)
+        samples = [self.sample(change, index, seed) for index, seed in zip(indices, seeds, strict=True)]
+        return make_batch(samples, self.images)
+
+    def sample(self, change: Augmentation, index: int, seed: int) -> Sample:
         """Return one augmented sample."""
-        if self.augmentation is None:
-            return fixed_sample(self.dataset, self.images, index)
         image, annotations = self.dataset.image(index), self.dataset.annotations
-        seed = sample_seed(self.seed, epoch, index)
-        changed, target = self.augmentation(image, annotations.target(index), seed)
+        changed, target = change(image, annotations.target(index), seed)
         height, width = image.shape[-2:]
         return Sample(changed, target, int(annotations.image_ids[index]), (height, width))
 
@@ -89,21 +112,26 @@ class _Steps(TorchDataset):
 def training_steps(
     dataset: Dataset,
     images: ImageConfig,
-    augmentation: Augmentation | None,
+    augmentation: Change,
     *,
     seed: int,
     batch: int,
     micro_batch: int,
     start: int = 0,
     workers: int = 0,
+    progress: Callable[[int], float] = at_the_start,
 ) -> Generator[list[Batch], None, None]:
-    """Yield the batches of each optimiser step from `start` on, without end, each step as parts of `micro_batch`."""
+    """Yield the batches of each optimiser step from `start` on, without end, each step as parts of `micro_batch`.
+
+    `progress` says what share of the run is done when step number i is made; it is asked in this process, up to
+    two steps for each worker ahead of the step that is taken.
+    """
     steps = _Steps(dataset, images, augmentation, seed, (batch, micro_batch))
     own = torch.Generator()  # the loader draws a number when it starts; not from the model's random state
     loader = DataLoader(
         steps,
         batch_size=None,
-        sampler=_CountFrom(start),
+        sampler=_CountFrom(start, progress),
         num_workers=workers,
         generator=own,
         worker_init_fn=leave_signals,
@@ -128,15 +156,15 @@ def leave_signals(worker: int) -> None:
 
 
 class _CountFrom:
-    """Count upwards without end; the loader's workers take the numbers in turn and deliver them in order."""
+    """Count upwards without end, saying the progress of each step; the loader's workers take them in turn."""
 
-    def __init__(self, start: int):
-        self.start = start
+    def __init__(self, start: int, progress: Callable[[int], float]):
+        self.start, self.progress = start, progress
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, float]]:
         step = self.start
         while True:
-            yield step
+            yield step, self.progress(step)
             step += 1
 
 

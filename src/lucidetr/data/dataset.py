@@ -13,6 +13,7 @@ from lucidetr.data import digits
 from lucidetr.data.annotations import Annotations
 from lucidetr.data.coco import BadBoxes, find_coco, read_coco
 from lucidetr.data.decoding import read_image
+from lucidetr.data.preprocessing import resize
 from lucidetr.errors import InputError, did_you_mean
 
 Pixels = Callable[[int], UInt8[Tensor, "3 height width"]]
@@ -20,20 +21,49 @@ Pixels = Callable[[int], UInt8[Tensor, "3 height width"]]
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Hold the boxes of a split and the way to its pixels; decoded images stay in memory once `keep` is called."""
+    """Hold the boxes of a split and the way to its pixels; images stay in memory once `keep` has made room."""
 
     name: str
     annotations: Annotations
     read: Pixels
-    kept: dict[int, UInt8[Tensor, "3 height width"]] | None = field(default=None, repr=False)
+    room: float = 0.0  # gigabytes
+    reserved: dict[int, float] = field(default_factory=dict, repr=False)  # of it, for all images at a side
+    # by index and side, 0 being the picture as decoded
+    kept: dict[tuple[int, int], UInt8[Tensor, "3 height width"]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.annotations)
 
     def image(self, index: int) -> UInt8[Tensor, "3 height width"]:
         """Return the pixels of image `index`; a size that the annotations do not state is an InputError."""
-        if self.kept is not None and index in self.kept:
-            return self.kept[index]
+        if (index, 0) in self.kept:
+            return self.kept[index, 0]
+        image = self.decoded(index)
+        if self.reserve(0):
+            self.kept[index, 0] = image
+        return image
+
+    def square(self, index: int, side: int) -> UInt8[Tensor, "3 size size"]:
+        """Return image `index` resized to side × side."""
+        if (index, side) in self.kept:
+            return self.kept[index, side]
+        if not self.reserve(side):
+            return resize(self.image(index), (side, side))
+        image = self.kept[index, side] = resize(self.decoded(index), (side, side))
+        return image
+
+    def reserve(self, side: int) -> bool:
+        """Say whether there is room to keep all images at that side (0: as decoded) beside what is kept already."""
+        if side not in self.reserved:
+            pixels = len(self) * side**2 if side else int(self.annotations.sizes.prod(1).sum())
+            need = pixels * 3 / 1e9
+            if sum(self.reserved.values()) + need > self.room:
+                return False
+            self.reserved[side] = need
+        return True
+
+    def decoded(self, index: int) -> UInt8[Tensor, "3 height width"]:
+        """Return the pixels of image `index` from where they are stored."""
         image = self.read(index)
         stated = tuple(self.annotations.sizes[index].tolist())
         if tuple(image.shape[1:]) != stated:
@@ -44,14 +74,11 @@ class Dataset:
                 f"{width} × {height} pixels{turned}, the annotations say {stated[1]} × {stated[0]}: "
                 "correct width and height, or replace the picture"
             )
-        if self.kept is not None:
-            self.kept[index] = image
         return image
 
     def keep(self, gigabytes: float) -> "Dataset":
-        """Return the same split, its decoded images staying in memory if all fit into `gigabytes`."""
-        need = float(self.annotations.sizes.prod(1).sum()) * 3 / 1e9
-        return replace(self, kept={}) if need <= gigabytes and self.kept is None else self
+        """Return the same split, its images staying in memory, decoded or as squares, if all fit into `gigabytes`."""
+        return replace(self, room=gigabytes, reserved={}, kept={})
 
     def subset(self, indices: np.ndarray, name: str) -> "Dataset":
         """Return some of the images, in the given order."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
@@ -59,6 +59,15 @@ def prepare(image: UInt8[Tensor, "3 height width"], config: ImageConfig, image_i
     return Sample(resize(image, resized_size(height, width, config)), nothing, image_id, (height, width))
 
 
+def normalise(
+    images: Shaped[Tensor, "*any 3 height width"], config: ImageConfig
+) -> Float[Tensor, "*any 3 height width"]:
+    """Return pixels in 0…255 minus the mean and divided by the deviation of each colour."""
+    mean = torch.tensor(config.mean)[:, None, None] * 255
+    std = torch.tensor(config.std)[:, None, None] * 255
+    return (images - mean) / std
+
+
 def make_batch(samples: Sequence[Sample], config: ImageConfig) -> Batch:
     """Normalise the images, pad them to the largest height and width, pad the objects to the largest count.
 
@@ -71,11 +80,9 @@ def make_batch(samples: Sequence[Sample], config: ImageConfig) -> Batch:
     padding = torch.ones(len(samples), height, width, dtype=torch.bool)
     boxes_cxcywh = torch.zeros(len(samples), most, 4)
     labels = torch.zeros(len(samples), most, dtype=torch.long)
-    mean = torch.tensor(config.mean)[:, None, None] * 255
-    std = torch.tensor(config.std)[:, None, None] * 255
     for i, sample in enumerate(samples):
         h, w = sample.image.shape[1:]
-        images[i, :, :h, :w] = (sample.image - mean) / std
+        images[i, :, :h, :w] = normalise(sample.image, config)
         padding[i, :h, :w] = False
         count = len(sample.target.labels)
         boxes_cxcywh[i, :count] = xyxy_to_cxcywh(sample.target.boxes_xyxy) / torch.tensor([w, h, w, h])

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from lucidetr.config import AugmentationConfig, ImageConfig
 from lucidetr.data.preprocessing import resized_size
+from lucidetr.errors import InputError
 from lucidetr.structures import Target
 
 SMALLEST_SIDE = 1.0  # pixels; what a crop leaves of a box below this is no object any more
@@ -60,13 +61,36 @@ def _integer(low: int, high: int) -> int:
     return int(torch.randint(low, high + 1, ()))
 
 
+class QuarterTurn(v2.Transform):
+    """Turn by 90° to the left or to the right."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the direction."""
+        return {"angle": float(_integer(0, 1) * 180 - 90)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Turn an image or boxes; height and width change places."""
+        return self._call_kernel(v2.functional.rotate, inpt, params["angle"], expand=True)
+
+
 class Augmentation:
-    """Change and resize a training image as the config lists it."""
+    """Change and resize training images one by one as the config lists it: any resize, crops and scales too."""
 
     def __init__(self, config: AugmentationConfig, images: ImageConfig):
+        for name, wanted in (("mosaic", config.mosaic > 0), ("start_size", config.start_size < 1)):
+            if wanted:
+                raise InputError(
+                    f"augmentation.{name} = {getattr(config, name)} needs images of one square side: "
+                    "choose images.resize = square, augmentation.crop = 0 and no augmentation.scales"
+                )
+        self.config = config
         steps: list[Any] = []
         if config.flip:
             steps.append(v2.RandomHorizontalFlip(config.flip))
+        if config.flip_vertical:
+            steps.append(v2.RandomVerticalFlip(config.flip_vertical))
+        if config.turn:
+            steps.append(v2.RandomApply([QuarterTurn()], p=config.turn))
         if config.crop:
             crop = [ResizeShortSide(config.crop_scales, images), RandomSizeCrop(config.crop_sides)]
             steps.append(v2.RandomApply(crop, p=config.crop))

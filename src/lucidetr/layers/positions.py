@@ -8,8 +8,71 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lucidetr.errors import InputError
+
+MOST_WAVES = 32.0
+
+
+def cell_centres(
+    padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "batch grid_h"], Float[Tensor, "batch grid_w"]]:
+    """Return where the middle of every row and column lies, as a fraction of the picture without its padding.
+
+    >>> rows, columns = cell_centres(torch.tensor([[[False, False, True]]]), torch.float32)
+    >>> rows.tolist(), columns.tolist()
+    ([[0.5]], [[0.25, 0.75, 1.25]])
+    """
+    _, grid_h, grid_w = padding.shape
+    inside = (~padding).to(dtype)
+    row = torch.arange(grid_h, device=padding.device, dtype=dtype) + 0.5
+    column = torch.arange(grid_w, device=padding.device, dtype=dtype) + 0.5
+    return row / inside[:, :, 0].sum(1, keepdim=True), column / inside[:, 0].sum(1, keepdim=True)
+
+
+def octaves(fraction: Float[Tensor, "*any"], number: int) -> Float[Tensor, "*any waves"]:
+    """Return sin and cos in turn of `number` waves, of which 1 to 32 fit between 0 and 1.
+
+    >>> octaves(torch.tensor(0.25), 2).round(decimals=3).abs().tolist()  # a quarter of 1 wave, 8 whole waves
+    [1.0, 0.0, 0.0, 1.0]
+    """
+    exponent = torch.arange(number, device=fraction.device, dtype=fraction.dtype) / max(number - 1, 1)
+    phase = 2 * math.pi * fraction[..., None] * MOST_WAVES**exponent
+    return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2)
+
+
+class OctavePosition(nn.Module):
+    """Encode each coordinate of a cell's middle in waves between the picture's length and a 32nd of it."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.number = d_model // 4
+
+    def forward(
+        self, padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
+    ) -> Float[Tensor, "batch d_model grid_h grid_w"]:
+        """Return the encoding of every cell, rows in the first half of the channels, columns in the second."""
+        _, grid_h, grid_w = padding.shape
+        rows, columns = (octaves(centres, self.number) for centres in cell_centres(padding, dtype))
+        row = rows[:, :, None].expand(-1, -1, grid_w, -1)
+        column = columns[:, None].expand(-1, grid_h, -1, -1)
+        return torch.cat([row, column], dim=-1).permute(0, 3, 1, 2)
+
+
+class BoxPosition(nn.Module):
+    """Encode a query's box: octaves of its four numbers through two linear layers (Liu et al. 2022, DAB-DETR)."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.number = max(d_model // 8, 1)
+        self.hidden = nn.Linear(8 * self.number, d_model)
+        self.output = nn.Linear(d_model, d_model)
+
+    def forward(self, boxes_cxcywh: Float[Tensor, "batch query 4"]) -> Float[Tensor, "batch query d_model"]:
+        """Return the position that self- and cross-attention add to the query."""
+        waves = octaves(boxes_cxcywh, self.number).flatten(-2)
+        return self.output(F.relu(self.hidden(waves)))
 
 
 class SinePosition(nn.Module):

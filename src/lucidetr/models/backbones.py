@@ -107,7 +107,7 @@ DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 
 
 class ResNet(nn.Module):
-    """Turn images into the last stage's features, at stride 32, or 16 with dilation (DC5).
+    """Turn images into one map for each stride: 4, 8, 16, 32, or 4, 8, 16 with dilation (DC5).
 
     With dilation the last stage does not stride; its first block looks as wide as the stage before it, the later
     ones twice as wide, so that the receptive field stays.
@@ -128,8 +128,14 @@ class ResNet(nn.Module):
             blocks += [block(channels, width, 1, dilation, norm) for _ in range(depth - 1)]
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
-        self.channels = channels
+        outputs = [config.width * 2**stage * block.expansion for stage in range(4)]
+        self.kept = (0, 1, 3) if config.dilation else (0, 1, 2, 3)  # of two maps at stride 16 the later
+        self.channels = tuple(outputs[stage] for stage in self.kept)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channel h w"]:
-        """Return the features of the last stage."""
-        return self.stages(self.stem(images))
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
+        """Return the maps, fine to coarse; the paper's model reads the last alone."""
+        x, maps = self.stem(images), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return tuple(maps[stage] for stage in self.kept)

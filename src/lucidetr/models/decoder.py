@@ -1,15 +1,22 @@
 """The decoder: all queries at once, each looking at the others and then at the image (DETR, A.3 and figure 10)."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lucidetr.config import ModelConfig
 from lucidetr.layers.attention import MultiHeadAttention
+from lucidetr.layers.box_bias import GaussianBias, NoBias, SidesBias
 from lucidetr.layers.feed_forward import FeedForward
+from lucidetr.layers.positions import BoxPosition
 from lucidetr.layers.residual import PostNorm, PreNorm
+from lucidetr.models.heads import HeadsOfLayers, SharedHeads, move
+from lucidetr.models.memory import Memory
+from lucidetr.models.queries import Start
+from lucidetr.structures import Predictions
 
 DECODER_BLOCKS = {"post_norm": PostNorm, "pre_norm": PreNorm}
+BOX_BIASES = {"gaussian": GaussianBias, "rpb": SidesBias}
 
 
 class DecoderLayer(nn.Module):
@@ -23,47 +30,115 @@ class DecoderLayer(nn.Module):
         self.self_attention_path = path(config.d_model, config.dropout)
         self.cross_attention = MultiHeadAttention(*attention)
         self.cross_attention_path = path(config.d_model, config.dropout)
+        biased = config.box_bias in BOX_BIASES
+        self.box_bias = BOX_BIASES[config.box_bias](config.d_model, config.num_heads) if biased else NoBias()
         self.feed_forward = FeedForward(config.d_model, config.feed_forward, config.dropout)
         self.feed_forward_path = path(config.d_model, config.dropout)
 
     def forward(
         self,
         content: Float[Tensor, "batch query d_model"],
-        query_position: Float[Tensor, "batch query d_model"],
-        memory: Float[Tensor, "batch token d_model"],
-        position: Float[Tensor, "batch token d_model"],
-        padding: Bool[Tensor, "batch token"],
+        position: Float[Tensor, "batch query d_model"],
+        boxes_cxcywh: Float[Tensor, "batch query 4"] | None,
+        memory: Memory,
+        groups: int,
     ) -> Float[Tensor, "batch query d_model"]:
         """Return the queries' changed content; positions are added to queries and keys, never to values."""
-        content = self.self_attention_path(
-            content, lambda x: self.self_attention(x + query_position, x + query_position, x)
-        )
-        content = self.cross_attention_path(
-            content,
-            lambda x: self.cross_attention(x + query_position, memory + position, memory, key_padding=padding),
-        )
+
+        def agree(x: Tensor) -> Tensor:
+            seen, x = apart(x + position, groups), apart(x, groups)
+            return together(self.self_attention(seen, seen, x), groups)
+
+        def look(x: Tensor) -> Tensor:
+            bias = self.box_bias(x, boxes_cxcywh, memory.grid)
+            seen = {"key_padding": memory.padding, "bias": bias}
+            return self.cross_attention(x + position, memory.keys, memory.tokens, **seen)
+
+        content = self.self_attention_path(content, agree)
+        content = self.cross_attention_path(content, look)
         return self.feed_forward_path(content, self.feed_forward)
 
 
+def apart(x: Float[Tensor, "batch query d_model"], groups: int) -> Float[Tensor, "_ _ d_model"]:
+    """Move groups of queries to the batch axis, where they do not see each other."""
+    return x.unflatten(1, (groups, -1)).flatten(0, 1)
+
+
+def together(x: Float[Tensor, "_ _ d_model"], groups: int) -> Float[Tensor, "batch query d_model"]:
+    """Undo `apart`."""
+    return x.unflatten(0, (-1, groups)).flatten(1, 2)
+
+
 class Decoder(nn.Module):
-    """Pass the queries through every decoder layer and keep each layer's normed content, to supervise them all."""
+    """Pass the queries through every decoder layer and read each layer's normed content, to supervise them all.
+
+    Every layer says whole boxes, and queries keep the position that they start with (the paper).
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(config.d_model)
 
-    def forward(
-        self,
-        content: Float[Tensor, "batch query d_model"],
-        query_position: Float[Tensor, "batch query d_model"],
-        memory: Float[Tensor, "batch token d_model"],
-        position: Float[Tensor, "batch token d_model"],
-        padding: Bool[Tensor, "batch token"],
-    ) -> Float[Tensor, "layer batch query d_model"]:
-        """Return the content after each layer; one norm is shared by all."""
-        hidden = []
-        for layer in self.layers:
-            content = layer(content, query_position, memory, position, padding)
-            hidden.append(self.norm(content))
-        return torch.stack(hidden)
+    def forward(self, start: Start, memory: Memory, heads: SharedHeads | HeadsOfLayers, groups: int) -> Predictions:
+        """Return logits and boxes after each layer; one norm is shared by all."""
+        content, logits, boxes = start.content, [], []
+        for index, layer in enumerate(self.layers):
+            content = layer(content, start.position, None, memory, groups)
+            category, box = heads.of(index)(self.norm(content))
+            logits.append(category)
+            boxes.append(box.sigmoid())
+        return Predictions(logits=torch.stack(logits), boxes_cxcywh=torch.stack(boxes))
+
+
+class BoxDecoder(Decoder):
+    """Let every query carry a box: its position says where, and every layer moves the query's first box."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.position = BoxPosition(config.d_model)
+
+    def forward(self, start: Start, memory: Memory, heads: SharedHeads | HeadsOfLayers, groups: int) -> Predictions:
+        """Return logits and boxes after each layer."""
+        logits, boxes = [], []
+        assert start.boxes_cxcywh is not None
+        content, references = start.content, (start.boxes_cxcywh, start.boxes_cxcywh)
+        for index, layer in enumerate(self.layers):
+            seen, _ = references
+            content = layer(content, self.position(seen), seen, memory, groups)
+            category, delta = heads.of(index)(self.norm(content))
+            box, references = self.advance(references, delta)
+            logits.append(category)
+            boxes.append(box)
+        return Predictions(logits=torch.stack(logits), boxes_cxcywh=torch.stack(boxes))
+
+    def advance(self, references: tuple[Tensor, Tensor], delta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return a layer's box, and the box that the next layer sees and the box that it moves."""
+        return move(references[1], delta), references
+
+
+class RefiningDecoder(BoxDecoder):
+    """Let every layer move the box of the layer before (Zhu et al. 2021, iterative refinement)."""
+
+    def advance(self, references: tuple[Tensor, Tensor], delta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return a layer's box; the next layer sees and moves it, but does not teach this one."""
+        box = move(references[1], delta)
+        return box, (box.detach(), box.detach())
+
+
+class TwiceRefiningDecoder(BoxDecoder):
+    """Let a layer learn from the next one's box too (Zhang et al. 2023, look forward twice)."""
+
+    def advance(self, references: tuple[Tensor, Tensor], delta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return a layer's box; the next layer moves the same box with this layer's gradient on it, no further back."""
+        seen, moved = references
+        own = move(seen, delta)
+        return move(moved, delta), (own.detach(), own)
+
+
+DECODERS = {
+    "absolute": Decoder,
+    "relative": BoxDecoder,
+    "refined": RefiningDecoder,
+    "refined_twice": TwiceRefiningDecoder,
+}

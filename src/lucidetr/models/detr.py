@@ -5,14 +5,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lucidetr.config import ModelConfig
-from lucidetr.layers.positions import LearnedPosition, SinePosition
+from lucidetr.layers.box_bias import Grid
+from lucidetr.layers.positions import LearnedPosition, OctavePosition, SinePosition, cell_centres
 from lucidetr.models.backbones import ResNet
-from lucidetr.models.decoder import Decoder
+from lucidetr.models.convnet import ConvNet
+from lucidetr.models.decoder import DECODERS
 from lucidetr.models.efficientnet import EfficientNetLite
 from lucidetr.models.encoder import Encoder
-from lucidetr.models.heads import Heads
-from lucidetr.models.queries import LearnedQueries
-from lucidetr.structures import Predictions
+from lucidetr.models.fusion import Fusions
+from lucidetr.models.heads import build_heads
+from lucidetr.models.initialisation import quieten
+from lucidetr.models.memory import Memory, flatten, shrink_padding
+from lucidetr.models.queries import HintQueries, build_queries, side_by_side
+from lucidetr.structures import Hints, Predictions
+
+BACKBONES = {"convnet": ConvNet, "efficientnet_lite0": EfficientNetLite}
+POSITIONS = {"sine": SinePosition, "octaves": OctavePosition}
 
 
 class DETR(nn.Module):
@@ -24,42 +32,54 @@ class DETR(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.backbone = (EfficientNetLite if config.backbone.name == "efficientnet_lite0" else ResNet)(config.backbone)
-        self.projection = nn.Conv2d(self.backbone.channels, config.d_model, kernel_size=1)
+        self.backbone = BACKBONES.get(config.backbone.name, ResNet)(config.backbone)
+        self.projection = nn.Conv2d(self.backbone.channels[-1], config.d_model, kernel_size=1)
         self.position = (
-            SinePosition(config.d_model)
-            if config.position == "sine"
-            else LearnedPosition(config.d_model, config.position_table)
+            LearnedPosition(config.d_model, config.position_table)
+            if config.position == "learned"
+            else POSITIONS[config.position](config.d_model)
         )
         self.encoder = Encoder(config)
-        self.queries = LearnedQueries(config)
-        self.decoder = Decoder(config)
-        self.heads = Heads(config)
+        self.fusion = Fusions(config, self.backbone.channels)
+        self.queries = build_queries(config)
+        self.hints = HintQueries(config) if config.denoising else None
+        self.decoder = DECODERS[config.boxes](config)
+        self.heads = build_heads(config)
+        quieten(self, config)
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], padding: Bool[Tensor, "batch height width"]
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        padding: Bool[Tensor, "batch height width"],
+        hints: Hints | None = None,
     ) -> Predictions:
-        """Return logits and boxes after every decoder layer."""
-        features = self.projection(self.backbone(images))
+        """Return logits and boxes after every decoder layer, those of the proposals before them.
+
+        When training, groups of queries are layers of their own, and hints are one more group, the first.
+        """
+        memory = self.encode(self.backbone(images), padding)
+        start = self.queries(memory)
+        groups = self.config.query_groups if self.training else 1
+        if hints is not None and self.hints is not None:
+            start, groups = side_by_side([self.hints(hints), start]), groups + 1
+        predictions = self.decoder(start, memory, self.heads, groups).groups_as_layers(groups)
+        return predictions.after(start.proposals) if start.proposals else predictions
+
+    def encode(self, maps: tuple[Tensor, ...], padding: Bool[Tensor, "batch height width"]) -> Memory:
+        """Return what the decoder reads: the encoder's output, fused with finer maps where the config names some."""
+        features = self.projection(maps[-1])
+        grid_padding, position, _ = self.place(features, padding)
+        tokens = self.encoder(flatten(features), flatten(position), grid_padding.flatten(1))
+        understood = tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
+        fused = self.fusion(understood, maps)
+        grid_padding, position, grid = self.place(fused, padding)
+        tokens = flatten(fused)
+        return Memory(tokens, tokens + flatten(position), grid_padding.flatten(1), grid)
+
+    def place(
+        self, features: Float[Tensor, "batch d_model h w"], padding: Bool[Tensor, "batch height width"]
+    ) -> tuple[Bool[Tensor, "batch h w"], Float[Tensor, "batch d_model h w"], Grid]:
+        """Return which cells of a map are padding, their positions, and where they lie."""
         grid_padding = shrink_padding(padding, features.shape[-2], features.shape[-1])
-        position = self.position(grid_padding, torch.promote_types(features.dtype, torch.float32))
-        tokens, position = flatten(features), flatten(position)
-        memory = self.encoder(tokens, position, grid_padding.flatten(1))
-        content, query_position = self.queries(len(images))
-        hidden = self.decoder(content, query_position, memory, position, grid_padding.flatten(1))
-        return self.heads(hidden)
-
-
-def flatten(grid: Float[Tensor, "batch d_model grid_h grid_w"]) -> Float[Tensor, "batch token d_model"]:
-    """Return the cells of a grid as a sequence, row by row."""
-    return grid.flatten(2).transpose(1, 2)
-
-
-def shrink_padding(
-    padding: Bool[Tensor, "batch height width"], grid_h: int, grid_w: int
-) -> Bool[Tensor, "batch grid_h grid_w"]:
-    """Return which cells of the feature grid are padding: those whose first pixel is."""
-    height, width = padding.shape[-2:]
-    rows = [i * height // grid_h for i in range(grid_h)]
-    columns = [i * width // grid_w for i in range(grid_w)]
-    return padding[:, rows][:, :, columns]
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        return grid_padding, self.position(grid_padding, dtype), Grid(*cell_centres(grid_padding, dtype))

@@ -39,6 +39,9 @@ LITE0 = (
 )
 
 
+LAST_OF_STRIDE = (1, 2, 4, 6)  # the stages after which the grid is halved again, and the last one
+
+
 class SameConv(nn.Conv2d):
     """Convolve as TensorFlow's "same" padding does: where the padding is uneven, the larger half is at the end.
 
@@ -101,15 +104,13 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """Turn images into the last stage's features, 320 channels at stride 32.
+    """Turn images into one map for each stride, 4, 8, 16 and 32, of 24, 40, 112 and 320 channels.
 
-    There is one width and no dilation; another setting is an InputError.
+    There is one width; another setting is an InputError.
     """
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
-        if config.dilation:
-            raise InputError("backbone.dilation = True: EfficientNet-Lite0 is not dilated here; leave it False")
         if config.width != BackboneConfig.width:
             raise InputError(
                 f"backbone.width = {config.width}: EfficientNet-Lite0 has one width; leave it at {BackboneConfig.width}"
@@ -123,8 +124,12 @@ class EfficientNetLite(nn.Module):
             stages.append(nn.Sequential(*blocks))
             channels = outputs
         self.stages = nn.Sequential(*stages)
-        self.channels = channels
+        self.channels = tuple(LITE0[stage].channels for stage in LAST_OF_STRIDE)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channel h w"]:
-        """Return the features of the last stage."""
-        return self.stages(self.stem(images))
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:
+        """Return the maps, fine to coarse."""
+        x, maps = self.stem(images), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return tuple(maps[stage] for stage in LAST_OF_STRIDE)

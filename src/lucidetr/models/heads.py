@@ -1,16 +1,31 @@
 """What a query says: its class and its box (DETR, section 3.2, prediction feed-forward networks)."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lucidetr.config import ModelConfig
-from lucidetr.structures import Predictions
+
+PRIOR_BIAS = -math.log(99)  # a sigmoid that says 0.01 at the start: nearly all queries see nothing (Lin et al. 2017)
+LARGEST_LOG = 3.0  # a layer changes a side by at most e³, so that no first guess can overflow
+
+
+def move(reference_cxcywh: Float[Tensor, "*any 4"], delta: Float[Tensor, "*any 4"]) -> Float[Tensor, "*any 4"]:
+    """Return a box moved in units of its own size: small boxes are aimed as easily as large ones.
+
+    >>> move(torch.tensor([0.5, 0.5, 0.2, 0.4]), torch.tensor([0.5, 0.0, 0.0, 0.0])).round(decimals=3).tolist()
+    [0.6000000238418579, 0.5, 0.20000000298023224, 0.4000000059604645]
+    """
+    centre, size = reference_cxcywh[..., :2], reference_cxcywh[..., 2:]
+    grown = size * delta[..., 2:].clamp(-LARGEST_LOG, LARGEST_LOG).exp()
+    return torch.cat([centre + delta[..., :2] * size, grown], dim=-1)
 
 
 class BoxHead(nn.Module):
-    """Turn a query's content into a box by three linear layers and a sigmoid."""
+    """Turn a query's content into four numbers by three linear layers."""
 
     def __init__(self, d_model: int):
         super().__init__()
@@ -18,25 +33,57 @@ class BoxHead(nn.Module):
         self.output = nn.Linear(d_model, 4)
 
     def forward(self, hidden: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any 4"]:
-        """Return centre and size as fractions of the picture."""
+        """Return what a sigmoid makes a box of, or by how much to move one."""
         for layer in self.layers:
             hidden = F.relu(layer(hidden))
-        return self.output(hidden).sigmoid()
+        return self.output(hidden)
 
 
 class Heads(nn.Module):
-    """Read class logits and boxes off every decoder layer with the same weights.
+    """Read class logits and a box off a query's content.
 
     Always in float32: a box in bfloat16 is known only to 1/256 of the picture.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.category = nn.Linear(config.d_model, config.num_classes + 1)  # the last slot: no object
+        sigmoid, absolute = config.classification == "sigmoid", config.boxes == "absolute"
+        self.category = nn.Linear(config.d_model, config.num_classes + (not sigmoid))  # softmax: the last is no object
         self.box = BoxHead(config.d_model)
+        if sigmoid:
+            nn.init.constant_(self.category.bias, PRIOR_BIAS)
+        if not absolute:  # the first guess is the box that the query starts from
+            nn.init.zeros_(self.box.output.weight)
+            nn.init.zeros_(self.box.output.bias)
 
-    def forward(self, hidden: Float[Tensor, "layer batch query d_model"]) -> Predictions:
-        """Return logits and boxes of every layer."""
+    def forward(
+        self, hidden: Float[Tensor, "*any d_model"]
+    ) -> tuple[Float[Tensor, "*any category"], Float[Tensor, "*any 4"]]:
+        """Return logits and the box head's four numbers."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self.category.weight.dtype)
-            return Predictions(logits=self.category(hidden), boxes_cxcywh=self.box(hidden))
+            return self.category(hidden), self.box(hidden)
+
+
+class HeadsOfLayers(nn.ModuleList):
+    """Hold one pair of heads for each decoder layer."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(Heads(config) for _ in range(config.decoder_layers))
+
+    def of(self, layer: int) -> nn.Module:
+        """Return the heads of a decoder layer."""
+        return self[layer]
+
+
+class SharedHeads(Heads):
+    """Read every decoder layer with the same weights (the paper)."""
+
+    def of(self, layer: int) -> nn.Module:
+        """Return the heads of a decoder layer: these."""
+        return self
+
+
+def build_heads(config: ModelConfig) -> SharedHeads | HeadsOfLayers:
+    """Return the heads that the config names."""
+    return SharedHeads(config) if config.shared_heads else HeadsOfLayers(config)

@@ -10,22 +10,30 @@ from lucidetr.structures import Detections, Predictions
 def postprocess(
     predictions: Predictions, sizes: tuple[tuple[int, int], ...], categories: Categories
 ) -> list[Detections]:
-    """Return one `Detections` per image, every query in it, best score first.
+    """Return one `Detections` per image, best score first, as many as there are queries.
 
-    A query's score is that of its best real class, also where no object is likelier still: the paper does so,
-    because an average precision counts every rank. `sizes` are (height, width) of the original pictures.
+    With a softmax a query's score is that of its best real class, also where no object is likelier still: the paper
+    does so, because an average precision counts every rank. With sigmoids the best of all queries' classes count,
+    so that one query may say two. `sizes` are (height, width) of the original pictures.
     """
     predictions = predictions.in_full_precision()
-    scores, labels = predictions.logits[-1].softmax(-1)[..., :-1].max(-1)
+    logits = predictions.logits[-1]
+    queries = logits.shape[1]
+    if logits.shape[-1] > len(categories):
+        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        scores, query = scores.sort(descending=True, stable=True)
+        labels = labels.gather(1, query)
+    else:
+        scores, index = logits.sigmoid().flatten(1).sort(descending=True, stable=True)
+        scores, index = scores[:, :queries], index[:, :queries]
+        query, labels = index // logits.shape[-1], index % logits.shape[-1]
     boxes_xyxy = cxcywh_to_xyxy(predictions.boxes_cxcywh[-1])
-    scores, order = scores.sort(descending=True, stable=True)
-    labels = labels.gather(1, order).cpu()
-    boxes_xyxy = boxes_xyxy.gather(1, order[..., None].expand(-1, -1, 4)).cpu()
+    boxes_xyxy = boxes_xyxy.gather(1, query[..., None].expand(-1, -1, 4)).cpu()
     return [
         Detections(
             boxes_xyxy=boxes_xyxy[i] * torch.tensor([width, height, width, height], dtype=boxes_xyxy.dtype),
             scores=scores[i].cpu(),
-            labels=labels[i],
+            labels=labels[i].cpu(),
             categories=categories,
         )
         for i, (height, width) in enumerate(sizes)

@@ -1,10 +1,30 @@
-"""The object queries: what the decoder starts from (DETR, section 3.2)."""
+"""The object queries: what the decoder starts from (DETR, section 3.2), and two ways to give it a box at once."""
+
+import functools
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lucidetr.config import ModelConfig
+from lucidetr.models.heads import PRIOR_BIAS, move
+from lucidetr.models.memory import Memory
+from lucidetr.structures import Hints, Predictions
+
+ANCHOR_SIDE = 0.2  # of the picture: what a token guesses before it has learned anything
+SMALLEST_START = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Hold what the decoder starts from: content, and a position (the paper) or a box; what was guessed on the way."""
+
+    content: Float[Tensor, "batch query d_model"]
+    position: Float[Tensor, "batch query d_model"] | None = None
+    boxes_cxcywh: Float[Tensor, "batch query 4"] | None = None
+    proposals: Predictions | None = None  # of one layer, supervised as the decoder's own
 
 
 class LearnedQueries(nn.Module):
@@ -14,7 +34,131 @@ class LearnedQueries(nn.Module):
         super().__init__()
         self.position = nn.Parameter(torch.randn(config.num_queries, config.d_model))
 
-    def forward(self, batch: int) -> tuple[Float[Tensor, "batch query d_model"], Float[Tensor, "batch query d_model"]]:
+    def forward(self, memory: Memory) -> Start:
         """Return content and position of the queries, the same for every image."""
-        position = self.position.expand(batch, -1, -1)
-        return torch.zeros_like(position), position
+        position = self.position.expand(len(memory.tokens), -1, -1)
+        return Start(content=torch.zeros_like(position), position=position)
+
+
+class AnchorQueries(nn.Module):
+    """Start every query with its own learned box and content (Liu et al. 2022, DAB-DETR)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        places = 0.1 + 0.8 * torch.rand(config.num_queries, 2)
+        sizes = torch.full((config.num_queries, 2), ANCHOR_SIDE)
+        self.box = nn.Parameter(torch.cat([places, sizes], dim=1).logit())
+        self.content = nn.Parameter(torch.randn(config.num_queries, config.d_model))
+
+    def forward(self, memory: Memory) -> Start:
+        """Return content and boxes of the queries, the same for every image."""
+        batch = len(memory.tokens)
+        boxes = self.box.sigmoid().expand(batch, -1, -1)
+        return Start(content=self.content.expand(batch, -1, -1), boxes_cxcywh=boxes)
+
+
+class ProposalBox(nn.Module):
+    """Say by how much a token would move its anchor."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.hidden = nn.Linear(d_model, d_model)
+        self.output = nn.Linear(d_model, 4)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, tokens: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query 4"]:
+        """Return the change of centre and size."""
+        return self.output(F.relu(self.hidden(tokens)))
+
+
+class SelectedQueries(nn.Module):
+    """Start from the tokens that look most like objects, with the boxes that they guess (Zhu et al. 2021, two-stage).
+
+    The guesses are predictions like any layer's: matched with objects, supervised, and so the ranking is learned.
+    Boxes are handed on without their gradient, content with it.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.num_queries = config.num_queries
+        self.project = nn.Linear(config.d_model, config.d_model)
+        self.norm = nn.LayerNorm(config.d_model)
+        self.category = nn.Linear(config.d_model, config.num_classes)
+        nn.init.constant_(self.category.bias, PRIOR_BIAS)
+        self.box = ProposalBox(config.d_model)
+
+    def forward(self, memory: Memory) -> Start:
+        """Return the best tokens' content and boxes, best first, and the proposals; fewer where tokens are fewer."""
+        tokens = self.norm(self.project(memory.tokens))
+        with torch.autocast(tokens.device.type, enabled=False):
+            tokens = tokens.to(self.category.weight.dtype)
+            logits = self.category(tokens)
+            score = logits.amax(-1).masked_fill(memory.padding, -torch.inf)
+            chosen = score.topk(min(self.num_queries, tokens.shape[1]), dim=1).indices
+            content, logits, centres = (pick(each, chosen) for each in (tokens, logits, memory.grid.centres()))
+            anchors = torch.cat([centres, torch.full_like(centres, ANCHOR_SIDE)], dim=-1)
+            boxes = move(anchors, self.box(content))
+        place, size = boxes.detach().split(2, dim=-1)
+        start = torch.cat([place.clamp(0, 1), size.clamp(SMALLEST_START, 1)], dim=-1)
+        return Start(content, boxes_cxcywh=start, proposals=Predictions(logits=logits[None], boxes_cxcywh=boxes[None]))
+
+
+def pick(values: Float[Tensor, "batch token channel"], chosen: Tensor) -> Float[Tensor, "batch query channel"]:
+    """Return the chosen tokens' values, in the order chosen."""
+    return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
+
+
+QUERIES = {"learned": LearnedQueries, "anchors": AnchorQueries, "selected": SelectedQueries}
+
+
+class GroupedQueries(nn.ModuleList):
+    """Start several groups of queries side by side when training, the first alone afterwards (Chen et al. 2023).
+
+    Every group has its own parameters and is matched by itself, so each object teaches one query of every group.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(QUERIES[config.queries](config) for _ in range(config.query_groups))
+
+    def forward(self, memory: Memory) -> Start:
+        """Return the groups' starts, one after the other along the query axis."""
+        return side_by_side([queries(memory) for queries in (self if self.training else [self[0]])])
+
+
+class HintQueries(nn.Module):
+    """Start a group of queries from noised truths: the label's learned content, the noised box.
+
+    The group is matched and supervised as any other, so the decoder learns from its first step what a query near an
+    object is for.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.label = nn.Embedding(config.num_classes, config.d_model)
+
+    def forward(self, hints: Hints) -> Start:
+        """Return content and boxes of the hints."""
+        return Start(content=self.label(hints.labels), boxes_cxcywh=hints.boxes_cxcywh)
+
+
+def side_by_side(groups: list[Start]) -> Start:
+    """Return groups of queries as one start, one after the other; all proposals as layers of their own."""
+    proposals = [group.proposals for group in groups if group.proposals]
+    return Start(
+        content=torch.cat([group.content for group in groups], dim=1),
+        position=joined([group.position for group in groups]),
+        boxes_cxcywh=joined([group.boxes_cxcywh for group in groups]),
+        proposals=functools.reduce(lambda earlier, later: later.after(earlier), proposals) if proposals else None,
+    )
+
+
+def joined(parts: list[Tensor | None]) -> Tensor | None:
+    """Return the groups' values along the query axis, None where they have none."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there, dim=1) if there else None
+
+
+def build_queries(config: ModelConfig) -> nn.Module:
+    """Return the queries that the config names."""
+    return GroupedQueries(config) if config.query_groups > 1 else QUERIES[config.queries](config)

@@ -56,14 +56,21 @@ def attention_weights(
     query: Float[Tensor, "batch head query head_dim"],
     key: Float[Tensor, "batch head key head_dim"],
     key_padding: Bool[Tensor, "batch key"] | None = None,
+    bias: Float[Tensor, "#batch #head query key"] | None = None,
 ) -> Float[Tensor, "batch head query key"]:
     """Return softmax over the keys of the scores: what share of its attention a query gives to each key.
+
+    A bias is added to the scores: what is known beforehand of who concerns whom.
 
     >>> question, keys = torch.tensor([[[[2.0]]]]), torch.tensor([[[[1.0], [1.0], [1.0]]]])
     >>> attention_weights(question, keys, torch.tensor([[False, False, True]])).tolist()
     [[[[0.5, 0.5, 0.0]]]]
+    >>> bias = torch.tensor([[[[0.0, 1000.0, 0.0]]]])
+    >>> attention_weights(question, keys, bias=bias).tolist()
+    [[[[0.0, 1.0, 0.0]]]]
     """
     scores = attention_scores(query, key)
+    scores = scores if bias is None else scores + bias
     return softmax(scores if key_padding is None else hide_padding(scores, key_padding))
 
 

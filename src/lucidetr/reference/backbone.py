@@ -1,4 +1,4 @@
-"""ResNet: pixels into features (He et al. 2015, figures 3 and 5; DETR, section 3.2 and A.4)."""
+"""ResNet or a short convnet: pixels into maps of features (He et al. 2015, figures 3 and 5; DETR, 3.2 and A.4)."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,13 +19,29 @@ BOTTLENECKS = ("resnet50", "resnet101")
 
 def norm(here: Scope, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
     """Return the features normed in the way the config names."""
-    kind = here.config.backbone.norm
+    return norm_of_kind(here, x, here.config.backbone.norm)
+
+
+def norm_of_kind(here: Scope, x: Float[Tensor, "batch channel h w"], kind: str) -> Float[Tensor, "batch channel h w"]:
+    """Return the features normed with the weights that lie here: kind is frozen_batch, batch or group."""
     if kind == "group":
         return group_norm(x, here["weight"], here["bias"])
     if kind == "batch" and here.training:
         here["num_batches_tracked"].add_(1)
         return measured_batch_norm(x, here["weight"], here["bias"], here["running_mean"], here["running_var"])
     return known_batch_norm(x, here["weight"], here["bias"], here["running_mean"], here["running_var"])
+
+
+def backbone(
+    here: Scope, images: Float[Tensor, "batch 3 height width"]
+) -> tuple[Float[Tensor, "batch channel h w"], ...]:
+    """Return the maps of all stages, fine to coarse; a backbone that is not written here is a ValueError."""
+    name = here.config.backbone.name
+    if name == "convnet":
+        return convnet(here, images)
+    if name in BLOCKS:
+        return resnet(here, images)
+    raise ValueError(f"model.backbone.name = {name}: the reference knows only {', '.join(BLOCKS)}, convnet")
 
 
 def stem(here: Scope, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channel h w"]:
@@ -79,15 +95,43 @@ def stride_and_dilation(stage: int, block: int, dilated: bool) -> tuple[int, int
     return 2 if first and stage > 0 else 1, 1
 
 
-def resnet(here: Scope, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channel h w"]:
-    """Return the features of the last stage, at stride 32, or 16 with dilation; not a ResNet is a ValueError."""
+def resnet(
+    here: Scope, images: Float[Tensor, "batch 3 height width"]
+) -> tuple[Float[Tensor, "batch channel h w"], ...]:
+    """Return the features of the four stages, at strides 4, 8, 16 and 32.
+
+    With dilation the last two both have stride 16, and the later one, which has seen more, stands for both.
+    """
     config = here.config.backbone
-    if config.name not in BLOCKS:
-        raise ValueError(f"model.backbone.name = {config.name}: the reference knows only {', '.join(BLOCKS)}")
     block = bottleneck_block if config.name in BOTTLENECKS else basic_block
-    x = stem(here.inside("stem"), images)
+    x, maps = stem(here.inside("stem"), images), []
     for stage, depth in enumerate(BLOCKS[config.name]):
         for index in range(depth):
             place = here.inside("stages").inside(stage).inside(index)
             x = place.record("output", block(place, x, *stride_and_dilation(stage, index, config.dilation)))
-    return x
+        maps.append(x)
+    return (*maps[:2], maps[3]) if config.dilation else tuple(maps)
+
+
+def halve(here: Scope, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h2 w2"]:
+    """Return the map at half its height and width: a 3 × 3 convolution of stride 2, normed and cut at 0."""
+    return here.record("output", relu(norm(here.inside("norm"), convolution(x, here["conv.weight"], stride=2))))
+
+
+def convnet(
+    here: Scope, images: Float[Tensor, "batch 3 height width"]
+) -> tuple[Float[Tensor, "batch channel h w"], ...]:
+    """Return the features of up to four stages, at strides 4, 8, 16 and 32.
+
+    Every stage halves the grid and then looks twice more in each of its blocks, which change nothing of the shape.
+    Small pictures have no cells to give away, so there is no 7 × 7 kernel and no pool.
+    """
+    x, maps = halve(here.inside("stem"), images), []
+    for stage, depth in enumerate(here.config.backbone.depths):
+        place = here.inside("stages").inside(stage)
+        x = halve(place.inside("down"), x)
+        for index in range(depth):
+            block = place.inside("blocks").inside(index)
+            x = block.record("output", basic_block(block, x, stride=1, dilation=1))
+        maps.append(x)
+    return tuple(maps)

@@ -57,6 +57,15 @@ def log_softmax(x: Float[Tensor, "*any slot"]) -> Float[Tensor, "*any slot"]:
     return shifted - torch.log(torch.exp(shifted).sum(dim=-1, keepdim=True))
 
 
+def log_sigmoid(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Return log 1 / (1 + e⁻ˣ): of two slots with the scores x and 0, what softmax gives the first, as a logarithm.
+
+    >>> log_sigmoid(torch.tensor([-1000.0, 1000.0])).tolist()
+    [-1000.0, 0.0]
+    """
+    return log_softmax(torch.stack([x, torch.zeros_like(x)], dim=-1))[..., 0]
+
+
 def largest(x: Float[Tensor, "*any slot"]) -> Float[Tensor, "*any 1"]:
     """Return the largest value of the last axis as a constant: it cancels, so no gradient has to pass it."""
     return x.detach().amax(dim=-1, keepdim=True)

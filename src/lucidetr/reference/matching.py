@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lucidetr.config import LossConfig
 from lucidetr.reference.boxes import corners, generalised_iou
+from lucidetr.reference.classification import focal_negative, focal_positive
 from lucidetr.reference.elementary import softmax
 from lucidetr.structures import Assignment, Batch, Predictions
 
@@ -24,13 +25,30 @@ def pair_costs(
 ) -> Float[Tensor, "query object"]:
     """Return what it would cost to let a query answer for an object, for every pair of one image.
 
-    −p(class of the object) + 5 · L1 distance − 2 · GIoU, with the paper's weights.
+    The class's cost + 5 · L1 distance − 2 · GIoU, with the paper's weights.
     """
-    probability = softmax(logits)[:, labels]
     query, thing = boxes_cxcywh[:, None], objects_cxcywh[None, :]
     distance = (query - thing).abs().sum(dim=-1)
     overlap = generalised_iou(corners(query), corners(thing))
-    return -config.cost_class * probability + config.cost_l1 * distance - config.cost_giou * overlap
+    of_class = config.cost_class * class_costs(logits, config)[:, labels]
+    return of_class + config.cost_l1 * distance - config.cost_giou * overlap
+
+
+def class_costs(logits: Float[Tensor, "query category"], config: LossConfig) -> Float[Tensor, "query category"]:
+    """Return what it costs a query to say each class.
+
+    −p with softmax (the paper). With a yes or no for each class, what focal loss would take for the yes, less what
+    it would take for the no (Deformable DETR, Zhu et al. 2021), whichever way they are trained.
+
+    >>> class_costs(torch.zeros(1, 2), LossConfig()).tolist()
+    [[-0.5, -0.5]]
+    >>> yes_or_no = LossConfig(classification="mal")
+    >>> round(class_costs(torch.zeros(1, 1), yes_or_no).item(), 4)  # (¼ − ¾) · ¼ · log 2
+    -0.0866
+    """
+    if config.classification == "cross_entropy":
+        return -softmax(logits)
+    return focal_positive(logits) - focal_negative(logits)
 
 
 def exhaustive_matching(cost: list[list[float]]) -> list[Pair]:

@@ -7,14 +7,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lucidetr.config import ModelConfig
-from lucidetr.reference.backbone import resnet
-from lucidetr.reference.convolution import convolution
-from lucidetr.reference.elementary import linear, relu, sigmoid
-from lucidetr.reference.norms import per_channel
-from lucidetr.reference.positions import learned_position, shrink_padding, sine_position
+from lucidetr.reference.backbone import backbone
+from lucidetr.reference.heads import absolute_boxes
+from lucidetr.reference.memory import remember
+from lucidetr.reference.queries import queries
+from lucidetr.reference.refinement import moved_boxes
 from lucidetr.reference.scope import Scope
 from lucidetr.reference.trace import Keep, Trace
-from lucidetr.reference.transformer import decoder, encoder
+from lucidetr.reference.transformer import decoder
 from lucidetr.structures import Predictions
 
 
@@ -36,67 +36,44 @@ def forward(
     """
     trace = Trace(keep)
     here = Scope(state, config, trace, training, generator)
-    features = here.record("backbone", resnet(here.inside("backbone"), images))
-    features = here.record("projection", project(here.inside("projection"), features))
-
-    grid_h, grid_w = features.shape[-2:]
-    grid_padding = here.record("padding", shrink_padding(padding, grid_h, grid_w))
-    grid_position = here.record("position", positions(here.inside("position"), grid_padding, features.dtype))
-
-    tokens = here.record("tokens", flatten(features))
-    position, token_padding = flatten(grid_position), grid_padding.flatten(1)
-    memory = here.record("memory", encoder(here.inside("encoder"), tokens, position, token_padding))
-
-    content, query_position = queries(here.inside("queries"), len(images))
-    hidden = decoder(here.inside("decoder"), content, query_position, memory, position, token_padding)
-    return heads(here.inside("heads"), hidden), trace
-
-
-def project(here: Scope, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch d_model h w"]:
-    """Return the features in the transformer's width: a 1 × 1 convolution with a bias."""
-    return convolution(x, here["weight"]) + per_channel(here["bias"])
+    maps = backbone(here.inside("backbone"), images)
+    here.record("backbone", maps[-1])
+    memory = remember(here, maps, padding)
+    start = queries(here.inside("queries"), memory)
+    if start.boxes_cxcywh is None:
+        assert start.position is not None
+        hidden = decoder(here.inside("decoder"), start.content, start.position, memory)
+        predictions = absolute_boxes(here.inside("heads"), hidden)
+    else:
+        predictions = moved_boxes(here, start.content, start.boxes_cxcywh, memory)
+    if start.proposals is not None:
+        predictions = stacked(start.proposals, predictions)
+    return groups_as_layers(predictions, here.groups), trace
 
 
-def positions(
-    here: Scope, padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
-) -> Float[Tensor, "batch d_model grid_h grid_w"]:
-    """Return the position of every cell, in waves or as learned."""
-    if here.config.position == "sine":
-        return sine_position(padding, here.config.d_model, dtype)
-    batch, grid_h, grid_w = padding.shape
-    return learned_position(here["row"], here["column"], batch, grid_h, grid_w)
+def stacked(first: Predictions, rest: Predictions) -> Predictions:
+    """Return the layers of both, one after the other."""
+    return Predictions(
+        logits=torch.cat([first.logits, rest.logits]),
+        boxes_cxcywh=torch.cat([first.boxes_cxcywh, rest.boxes_cxcywh]),
+    )
 
 
-def flatten(grid: Float[Tensor, "batch d_model grid_h grid_w"]) -> Float[Tensor, "batch token d_model"]:
-    """Return the cells of a grid as a sequence, row by row.
+def groups_as_layers(predictions: Predictions, groups: int) -> Predictions:
+    """Return the groups of queries as layers of their own, so that each is matched by itself.
 
-    >>> flatten(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])).tolist()
-    [[[1.0], [2.0], [3.0], [4.0]]]
+    Row layer · groups + group holds what a group says after a layer.
+
+    >>> logits = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 4, 1)  # one layer, one image, two groups of two
+    >>> said = groups_as_layers(Predictions(logits=logits, boxes_cxcywh=torch.zeros(1, 1, 4, 4)), groups=2)
+    >>> said.logits.tolist()
+    [[[[1.0], [2.0]]], [[[3.0], [4.0]]]]
     """
-    return grid.flatten(2).transpose(1, 2)
 
+    def apart(x: Tensor) -> Tensor:
+        """Return the groups along the first axis instead of the third."""
+        layers, images, queries, width = x.shape
+        x = x.reshape(layers, images, groups, queries // groups, width)
+        return x.transpose(1, 2).reshape(layers * groups, images, queries // groups, width)
 
-def queries(
-    here: Scope, batch: int
-) -> tuple[Float[Tensor, "{batch} query d_model"], Float[Tensor, "{batch} query d_model"]]:
-    """Return the queries' content, which is nothing yet, and their learned positions, equal for every image."""
-    position = here.record("position", here["position"].expand(batch, -1, -1))
-    return torch.zeros_like(position), position
-
-
-def heads(here: Scope, hidden: Float[Tensor, "layer batch query d_model"]) -> Predictions:
-    """Return class logits and boxes of every layer, all read with the same weights."""
-    every_logits, every_boxes = [], []
-    for layer, content in enumerate(hidden):
-        logits = linear(content, here["category.weight"], here["category.bias"])
-        boxes = box_head(here.inside("box"), content)
-        every_logits.append(here.inside(layer).record("logits", logits))
-        every_boxes.append(here.inside(layer).record("boxes_cxcywh", boxes))
-    return Predictions(logits=torch.stack(every_logits), boxes_cxcywh=torch.stack(every_boxes))
-
-
-def box_head(here: Scope, content: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query 4"]:
-    """Return centre and size as fractions of the picture: three linear layers and a sigmoid."""
-    x = relu(linear(content, here["layers.0.weight"], here["layers.0.bias"]))
-    x = relu(linear(x, here["layers.1.weight"], here["layers.1.bias"]))
-    return sigmoid(linear(x, here["output.weight"], here["output.bias"]))
+    return Predictions(logits=apart(predictions.logits), boxes_cxcywh=apart(predictions.boxes_cxcywh))

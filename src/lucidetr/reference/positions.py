@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 TEMPERATURE = 10_000.0
+FASTEST = 32.0  # waves over the picture: two cells a wave on a grid of 64
 
 
 def shrink_padding(
@@ -81,3 +82,54 @@ def learned_position(
     j = torch.arange(grid_w, device=row.device)[None, :].expand(grid_h, grid_w)
     position = torch.cat([column[j], row[i]], dim=-1)
     return position.permute(2, 0, 1).expand(batch, -1, -1, -1)
+
+
+def cell_centres(
+    padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "batch grid_h"], Float[Tensor, "batch grid_w"]]:
+    """Return where the middle of each row and of each column lies, as fractions of the unpadded picture.
+
+    Padding lies to the right and below, so the first column tells how many rows a picture has, and the first row
+    how many columns. Rows and columns of padding go on beyond 1.
+
+    >>> rows, columns = cell_centres(torch.tensor([[[False, False, True]]]), torch.float32)
+    >>> rows.tolist(), columns.tolist()  # one row; two columns and one of padding
+    ([[0.5]], [[0.25, 0.75, 1.25]])
+    """
+    inside = (~padding).to(dtype)
+    _, grid_h, grid_w = padding.shape
+    rows = torch.arange(grid_h, dtype=dtype, device=padding.device) + 0.5
+    columns = torch.arange(grid_w, dtype=dtype, device=padding.device) + 0.5
+    return rows / inside[:, :, 0].sum(dim=1, keepdim=True), columns / inside[:, 0, :].sum(dim=1, keepdim=True)
+
+
+def octave_waves(place: Float[Tensor, "*any"], frequencies: int) -> Float[Tensor, "*any channel"]:
+    """Return sin and cos of 2π f · place in turn, for frequencies f from 1 to 32, evenly spaced in their logarithm.
+
+    The slowest hand goes round once from edge to edge of the picture, the fastest 32 times: as fine as a cell.
+
+    >>> octave_waves(torch.tensor(0.25, dtype=torch.float64), 2).round(decimals=3).tolist()  # f = 1 and f = 32
+    [1.0, 0.0, -0.0, 1.0]
+    """
+    values = []
+    for k in range(frequencies):
+        frequency = FASTEST ** (k / max(frequencies - 1, 1))
+        angle = 2 * math.pi * frequency * place
+        values += [torch.sin(angle), torch.cos(angle)]
+    return torch.stack(values, dim=-1)
+
+
+def octave_position(
+    padding: Bool[Tensor, "batch grid_h grid_w"], d_model: int, dtype: torch.dtype
+) -> Float[Tensor, "batch {d_model} grid_h grid_w"]:
+    """Return the waves of the cell's row in the first half of the channels, those of its column in the second.
+
+    >>> position = octave_position(torch.zeros(1, 2, 1, dtype=torch.bool), 4, torch.float64)
+    >>> position[0, :, :, 0].round(decimals=3).tolist()  # rows at ¼ and ¾, their only column at ½
+    [[1.0, -1.0], [0.0, -0.0], [0.0, 0.0], [-1.0, -1.0]]
+    """
+    _, grid_h, grid_w = padding.shape
+    rows, columns = cell_centres(padding, dtype)
+    by_row = octave_waves(rows, d_model // 4)[:, :, None, :].expand(-1, -1, grid_w, -1)
+    by_column = octave_waves(columns, d_model // 4)[:, None, :, :].expand(-1, grid_h, -1, -1)
+    return torch.cat([by_row, by_column], dim=-1).permute(0, 3, 1, 2)

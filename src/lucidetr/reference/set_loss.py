@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lucidetr.config import LossConfig
-from lucidetr.reference.boxes import corners, generalised_iou
+from lucidetr.reference.boxes import corners, generalised_iou, plain_iou
+from lucidetr.reference.classification import yes_or_no_loss
 from lucidetr.reference.elementary import log_softmax
 from lucidetr.reference.matching import match
 from lucidetr.structures import Assignment, Batch, Predictions
@@ -33,28 +34,42 @@ class Losses:
     assignment: Assignment
 
 
-def normalisers(counts: Iterable[int], num_queries: int, config: LossConfig) -> Normalisers:
+def normalisers(counts: Iterable[int], num_queries: int, config: LossConfig, groups: int = 1) -> Normalisers:
     """Return what to divide by, from the number of objects of each image in the step.
 
-    A query that answers for an object weighs 1, any other `no_object`; with no object at all, divide by 1.
+    A query that answers for an object weighs 1, any other `no_object`; with no object at all, divide by 1. Where
+    every class is a yes or no of its own, the classification too is divided by the objects. Groups of queries learn
+    as if alone: each sums up its own losses, so the divisors grow with their number.
 
     >>> normalisers([3, 0], num_queries=10, config=LossConfig())  # 3 · 1 + 17 · 0.1
     Normalisers(objects=3.0, class_weight=4.7)
+    >>> normalisers([3, 0], num_queries=10, config=LossConfig(classification="focal"), groups=2)
+    Normalisers(objects=6.0, class_weight=6.0)
     """
     objects, class_weight = 0.0, 0.0
     for count in counts:
         matched = min(count, num_queries)
         objects += count
         class_weight += matched + config.no_object * (num_queries - matched)
-    return Normalisers(objects=max(objects, 1.0), class_weight=class_weight)
+    objects = max(objects, 1.0)
+    if config.classification != "cross_entropy":
+        class_weight = objects
+    return Normalisers(objects=groups * objects, class_weight=groups * class_weight)
 
 
-def query_loss(logits: Float[Tensor, " category"], label: int | None, config: LossConfig) -> Float[Tensor, ""]:
-    """Return −log p(label), or for a query without an object (label None) that of the last slot, weighed down.
+def query_loss(
+    logits: Float[Tensor, " category"], label: int | None, quality: Float[Tensor, ""], config: LossConfig
+) -> Float[Tensor, ""]:
+    """Return what a query pays for its logits, in the way the config names.
 
-    >>> query_loss(torch.zeros(4), 0, LossConfig()).exp().round(decimals=3).item()  # 1 of 4 equal chances
+    −log p(label), or for a query without an object (label None) that of the last slot, weighed down. `quality` is
+    the IoU of the query's box with its object, as a constant: see classification.py for the ways that ask for it.
+
+    >>> query_loss(torch.zeros(4), 0, torch.tensor(0.5), LossConfig()).exp().round(decimals=3).item()  # 1 of 4 chances
     4.0
     """
+    if config.classification != "cross_entropy":
+        return yes_or_no_loss(logits, label, quality, config.classification)
     log_probability = log_softmax(logits)
     if label is None:
         return -config.no_object * log_probability[-1]
@@ -73,6 +88,11 @@ def distance_loss(box_cxcywh: Float[Tensor, " 4"], object_cxcywh: Float[Tensor, 
 def overlap_loss(box_cxcywh: Float[Tensor, " 4"], object_cxcywh: Float[Tensor, " 4"]) -> Float[Tensor, ""]:
     """Return 1 − GIoU: 0 for the same box, nearly 2 for specks at opposite ends."""
     return 1 - generalised_iou(corners(box_cxcywh), corners(object_cxcywh))
+
+
+def overlap_quality(box_cxcywh: Float[Tensor, " 4"], object_cxcywh: Float[Tensor, " 4"]) -> Float[Tensor, ""]:
+    """Return the plain IoU in 0…1 as a constant: it says what score to learn, and is not learned through it."""
+    return plain_iou(corners(box_cxcywh), corners(object_cxcywh)).detach().clamp(min=0.0, max=1.0)
 
 
 def set_loss(predictions: Predictions, batch: Batch, norm: Normalisers, config: LossConfig) -> Losses:
@@ -118,10 +138,11 @@ def layer_sums(
         for query, (query_logits, box) in enumerate(zip(image_logits, image_boxes, strict=True)):
             thing = object_of.get((image, query))
             if thing is None:
-                classification = classification + query_loss(query_logits, None, config)
+                classification = classification + query_loss(query_logits, None, torch.zeros_like(nothing), config)
                 continue
-            truth = batch.boxes_cxcywh[image, thing]
-            classification = classification + query_loss(query_logits, int(batch.labels[image, thing]), config)
+            truth, label = batch.boxes_cxcywh[image, thing], int(batch.labels[image, thing])
+            quality = overlap_quality(box, truth)
+            classification = classification + query_loss(query_logits, label, quality, config)
             l1 = l1 + distance_loss(box, truth)
             giou = giou + overlap_loss(box, truth)
     return classification, l1, giou

@@ -1,6 +1,7 @@
 """Encoder and decoder: tokens mix, queries ask (DETR, A.3 and figure 10)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,19 +20,29 @@ ENCODER_PATHS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Hold what the decoder reads: tokens, where each lies, and which cells of their grid are padding."""
+
+    tokens: Float[Tensor, "batch token d_model"]
+    position: Float[Tensor, "batch token d_model"]
+    padding: Bool[Tensor, "batch grid_h grid_w"]
+
+
 def attention(
     here: Scope,
     query: Float[Tensor, "batch query d_model"],
     key: Float[Tensor, "batch key d_model"],
     value: Float[Tensor, "batch key d_model"],
     key_padding: Bool[Tensor, "batch key"] | None = None,
+    bias: Float[Tensor, "#batch #head query key"] | None = None,
 ) -> Float[Tensor, "batch query d_model"]:
     """Return what every query takes home: project, weigh, average, join the heads, project back."""
     heads = here.config.num_heads
     q = here.record("query", split_heads(linear(query, here["query.weight"], here["query.bias"]), heads))
     k = here.record("key", split_heads(linear(key, here["key.weight"], here["key.bias"]), heads))
     v = here.record("value", split_heads(linear(value, here["value.weight"], here["value.bias"]), heads))
-    weights = here.record("weights", attention_weights(q, k, key_padding))
+    weights = here.record("weights", attention_weights(q, k, key_padding, bias))
     attended = here.record("attended", attend(here.drop(weights), v))
     return linear(join_heads(attended), here["output.weight"], here["output.bias"])
 
@@ -97,18 +108,22 @@ def decoder_layer(
     here: Scope,
     content: Float[Tensor, "batch query d_model"],
     query_position: Float[Tensor, "batch query d_model"],
-    memory: Float[Tensor, "batch token d_model"],
-    position: Float[Tensor, "batch token d_model"],
-    padding: Bool[Tensor, "batch token"],
+    memory: Memory,
+    box_bias: Callable[[Tensor], Tensor | None] = lambda _: None,
 ) -> Float[Tensor, "batch query d_model"]:
-    """Return the queries after they agreed among themselves, looked at the image, and thought."""
+    """Return the queries after they agreed among themselves, looked at the image, and thought.
+
+    `box_bias` makes of the queries, as they are when they look, what is added to their scores for every token.
+    """
     kind = here.config.decoder_block
 
     def agree(x: Tensor) -> Tensor:
-        return attention(here.inside("self_attention"), x + query_position, x + query_position, x)
+        q = x + query_position
+        return attention(here.inside("self_attention"), q, q, x, bias=among_groups(here, x))
 
     def look(x: Tensor) -> Tensor:
-        return attention(here.inside("cross_attention"), x + query_position, memory + position, memory, padding)
+        q, k, padding = x + query_position, memory.tokens + memory.position, memory.padding.flatten(1)
+        return attention(here.inside("cross_attention"), q, k, memory.tokens, padding, box_bias(x))
 
     def think(x: Tensor) -> Tensor:
         return feed_forward(here.inside("feed_forward"), x)
@@ -118,18 +133,32 @@ def decoder_layer(
     return residual(here.inside("feed_forward_path"), kind, content, think)
 
 
+def among_groups(here: Scope, content: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "1 1 query query"] | None:
+    """Return 0 between queries of one group and −∞ between those of two, or None where there is but one group.
+
+    >>> from lucidetr.config import ModelConfig
+    >>> from lucidetr.reference.trace import Trace
+    >>> here = Scope({}, ModelConfig(query_groups=2), Trace(), training=True)
+    >>> among_groups(here, torch.zeros(1, 4, 8))[0, 0, 1].tolist()
+    [0.0, 0.0, -inf, -inf]
+    """
+    if here.groups == 1:
+        return None
+    queries = content.shape[1]
+    group = torch.arange(queries, device=content.device) // (queries // here.groups)
+    return torch.where(group[:, None] == group[None, :], 0.0, -torch.inf)[None, None]
+
+
 def decoder(
     here: Scope,
     content: Float[Tensor, "batch query d_model"],
     query_position: Float[Tensor, "batch query d_model"],
-    memory: Float[Tensor, "batch token d_model"],
-    position: Float[Tensor, "batch token d_model"],
-    padding: Bool[Tensor, "batch token"],
+    memory: Memory,
 ) -> Float[Tensor, "layer batch query d_model"]:
     """Return the content after each layer, each through the same norm: the heads read them all."""
     hidden = []
     for index in range(here.config.decoder_layers):
         place = here.inside("layers").inside(index)
-        content = decoder_layer(place, content, query_position, memory, position, padding)
+        content = decoder_layer(place, content, query_position, memory)
         hidden.append(place.record("hidden", norm(here.inside("norm"), content)))
     return torch.stack(hidden)

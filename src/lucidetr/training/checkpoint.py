@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lucidetr.config import CARD_SCHEMA, ModelCard, from_dict, to_dict
+from lucidetr.config import CARD_SCHEMA, ModelCard
 from lucidetr.errors import InputError
+from lucidetr.fields import from_dict, to_dict
 
 MODEL_FILES = ("best.safetensors", "last.safetensors")  # in the order of preference
 KEPT = 2  # training checkpoints

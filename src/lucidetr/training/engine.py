@@ -7,7 +7,7 @@ from typing import Any
 from lucidetr.config import LossConfig
 from lucidetr.criterion.set_loss import Normalisers, set_loss
 from lucidetr.models.detr import DETR
-from lucidetr.structures import Batch, Predictions
+from lucidetr.structures import Batch, Hints, Predictions
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Engine:
     `loss` returns an object with the fields of `criterion.set_loss.Losses`.
     """
 
-    forward: Callable[[DETR, Batch], Predictions]
+    forward: Callable[[DETR, Batch, Hints | None], Predictions]
     loss: Callable[[Predictions, Batch, Normalisers, LossConfig], Any]
 
 
-FAST = Engine(forward=lambda model, batch: model(batch.images, batch.padding), loss=set_loss)
+FAST = Engine(forward=lambda model, batch, hints: model(batch.images, batch.padding, hints), loss=set_loss)

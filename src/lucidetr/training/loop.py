@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lucidetr.config import ModelCard, TrainConfig
 from lucidetr.conversion.start import start_from
+from lucidetr.criterion.denoising import draw_hints
 from lucidetr.criterion.set_loss import normalisers
-from lucidetr.data.batching import training_steps
+from lucidetr.data.batching import build_augmentation, training_steps
 from lucidetr.data.dataset import open_training_data
-from lucidetr.data.transforms import Augmentation
 from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import Metrics, evaluate
 from lucidetr.evaluation.detect import detect
 from lucidetr.models.detr import DETR
-from lucidetr.structures import Batch
+from lucidetr.structures import Batch, Hints
 from lucidetr.training.checkpoint import (
     load_newest_training,
     load_optimiser,
@@ -133,7 +134,7 @@ class Run:
     def train(self) -> Path:
         """Take optimiser steps until the run is over; evaluate and save on the way."""
         config, clock = self.config, self.clock
-        augmentation = None if config.overfit else Augmentation(config.augmentation, config.images)
+        augmentation = None if config.overfit else build_augmentation(config.augmentation, config.images)
         steps = training_steps(
             self.train_set,
             config.images,
@@ -143,6 +144,7 @@ class Run:
             micro_batch=config.micro_batch,
             start=clock.step,
             workers=config.workers,
+            progress=lambda step: step / clock.steps if clock.steps else clock.progress,
         )
         learning_mode(self.model, config.freeze)
         with Interruption() as interruption, closing(steps):
@@ -175,12 +177,14 @@ class Run:
         config = self.config
         set_rate(self.optimiser, rate(self.clock.progress, config.optimiser))
         counts = [count for part in parts for count in part.counts.tolist()]
-        norm = normalisers(counts, config.model.num_queries, config.loss)
+        groups = config.model.query_groups + (config.model.denoising > 0)
+        norm = normalisers(counts, config.model.num_queries, config.loss, groups)
         losses = []
         for part in parts:
             batch = part.to(self.device, self.dtype)
+            hints = self.hints(batch)
             with self.autocast():
-                predictions = self.engine.forward(self.model, batch)
+                predictions = self.engine.forward(self.model, batch, hints)
             losses.append(self.engine.loss(predictions, batch, norm, config.loss))
             losses[-1].total.backward()
         learning = [p for p in self.model.parameters() if p.requires_grad]
@@ -199,6 +203,15 @@ class Run:
             name: sum(getattr(loss, name).detach() for loss in losses) for name in ("classification", "l1", "giou")
         }
         return {"loss": total, **terms, "gradient_norm": gradient}
+
+    def hints(self, batch: Batch) -> Hints | None:
+        """Return what the hint group starts from, if there is one; the draws depend on step and images alone."""
+        model = self.config.model
+        if not model.denoising:
+            return None
+        seed = np.random.SeedSequence([self.config.seed, self.clock.step, *batch.image_ids]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(seed[0]))
+        return draw_hints(batch, model.num_queries, model.num_classes, model.denoising, generator)
 
     def report(self, report: dict[str, Any]) -> None:
         """Write a line to the log now and then, and show how the run goes."""

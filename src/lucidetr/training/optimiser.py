@@ -28,15 +28,32 @@ def learning_mode(model: nn.Module, frozen: tuple[str, ...]) -> None:
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
     """Return AdamW over what learns; each group keeps its peak rate under "peak"."""
-    parts: dict[str, list[nn.Parameter]] = {"backbone": [], "rest": []}
+    parts: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parts["backbone" if name.startswith("backbone.") else "rest"].append(parameter)
+            part = "backbone" if name.startswith("backbone.") else "rest"
+            decays = config.decay == "all" or is_matrix(name, parameter)
+            parts.setdefault((part, decays), []).append(parameter)
     peaks = {"backbone": config.backbone_lr, "rest": config.lr}
-    groups = [{"params": ps, "lr": peaks[part], "peak": peaks[part]} for part, ps in parts.items() if ps]
+    groups = [
+        {"params": ps, "lr": peaks[part], "peak": peaks[part], "weight_decay": config.weight_decay * decays}
+        for (part, decays), ps in parts.items()
+    ]
     if not groups:
         raise InputError("every part of the model is frozen: leave something to learn out of --freeze")
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether a parameter multiplies features: no bias, norm, query or table of positions does.
+
+    >>> vector, matrix = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, 2))
+    >>> is_matrix("encoder.norm.weight", vector), is_matrix("heads.category.weight", matrix)
+    (False, True)
+    >>> is_matrix("queries.position", matrix)
+    False
+    """
+    return parameter.dim() > 1 and name.endswith(".weight")
 
 
 def rate(progress: float, config: OptimiserConfig) -> float:
@@ -48,13 +65,17 @@ def rate(progress: float, config: OptimiserConfig) -> float:
     >>> cosine = OptimiserConfig(schedule="cosine", warmup=0.1, final=0.02)
     >>> [round(rate(p, cosine), 3) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
     [0.0, 0.5, 1.0, 0.51, 0.02]
+    >>> flat = OptimiserConfig(schedule="cosine", flat=0.5, final=0.0)
+    >>> [round(rate(p, flat), 3) for p in (0.0, 0.5, 0.75, 1.0)]
+    [1.0, 1.0, 0.5, 0.0]
     """
     if progress < config.warmup:
         return progress / config.warmup
     if config.schedule == "step":
         return 1.0 if progress < config.drop_at else 0.1
     if config.schedule == "cosine":
-        along = min((progress - config.warmup) / (1 - config.warmup), 1.0)
+        start = max(config.warmup, config.flat)
+        along = min(max(progress - start, 0.0) / (1 - start), 1.0)
         return config.final + (1 - config.final) * (1 + math.cos(math.pi * along)) / 2
     return 1.0
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from lucidetr.config import TrainConfig, difference, from_dict, to_dict
+from lucidetr.config import TrainConfig
 from lucidetr.errors import InputError
+from lucidetr.fields import difference, from_dict, to_dict
 from lucidetr.training.checkpoint import has_card, training_checkpoints, write_atomically
 
 FREE_ON_RESUME = {"resume", "out", "device", "workers", "cache_gb", "save_minutes"}

@@ -1,0 +1,374 @@
+"""AP against training time from random weights, on the same files and cores: our recipes and transformers' detectors.
+
+    python -m benchmarks.time_to_ap --data generated:digits --minutes 10 --contenders lucid-xs,transformers-rtdetrv2
+    python -m benchmarks.time_to_ap --data generated:digits --draw docs/time_to_ap.svg
+
+All contenders get the same batches in the same order, are evaluated on the same split at the same shares of the
+budget, and only the time of training counts. A peer computes in the fastest of four ways and learns at the best of
+several rates and batches, found by shorter trials. What a file of results holds already is not run again.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from benchmarks.measure import processor
+from benchmarks.peers import PEERS, Course, Way, measure_ways, train_peer
+from lucidetr.config import OptimiserConfig, TrainConfig
+from lucidetr.data.dataset import Dataset, open_dataset
+from lucidetr.deployment.detector import load
+from lucidetr.errors import InputError, did_you_mean
+from lucidetr.evaluation.coco import evaluate
+from lucidetr.evaluation.detect import detect
+from lucidetr.recipes import RECIPES, recipe
+from lucidetr.training.loop import train
+from lucidetr.training.run_log import read_metrics
+
+LIBRARIES = ("lucidetr", "torch", "torchvision", "transformers")
+MARKS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the budget in the table
+PEER_OPTIMISER = OptimiserConfig(schedule="cosine", warmup=0.03, clip=0.1, ema=0.03)  # clip and decay as published
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train each contender for the same time and write down how its AP rises; or draw what was written down."""
+
+    data: str = "generated:digits"
+    """A folder with COCO json files, or generated:digits."""
+    side: int = 128
+    """All images are squares of this side; a multiple of 32."""
+    minutes: float = 10.0
+    """Of training, for each contender and seed."""
+    contenders: str = ",".join(("lucid-xs", "detr-xs", *PEERS))
+    """Recipes and peers."""
+    seeds: str = "0"
+    trial_minutes: float = 2.0
+    """Length of the trials that choose a peer's rate and batch."""
+    rates: str = "1e-4,3e-4,1e-3"
+    """Learning rates that a peer tries; a single one is taken as it is."""
+    batches: str = "16,8"
+    """Batches that a peer tries: the rates with the first, then the best rate with the others."""
+    precision: Literal["fastest", "fp32", "bf16"] = "fastest"
+    """How peers compute. fastest: measured for each of them and each batch, with and without channels_last."""
+    augmentation: str = "lucid-xs"
+    """All contenders get the augmentation and the pixel normalisation of this recipe."""
+    evaluations: int = 10
+    threads: int = 1
+    split: str = ""
+    """Evaluate what stands at the end on this split too: test, for data that have one."""
+    bad_boxes: Literal["refuse", "drop"] = "refuse"
+    out: str = "benchmarks/time_to_ap.jsonl"
+    draw: str = ""
+    """Run nothing: draw the runs in --out of this data, side and threads, and print them as a table."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing, or draw."""
+    options = tyro.cli(Options, args=arguments or [], prog="python -m benchmarks.time_to_ap")
+    journal = Journal(Path(options.out))
+    if options.draw:
+        same = {"data": options.data, "side": options.side, "threads": options.threads, "role": "run"}
+        curves = average(journal.lines_with(same))
+        if not curves:
+            raise InputError(f"{options.out}: no run with {same}; run some without --draw")
+        draw(curves, Path(options.draw))
+        print(table(curves))
+        return
+    names = options.contenders.split(",")
+    for name in names:
+        if name not in (*PEERS, *RECIPES):
+            raise InputError(f"unknown contender {name}: {did_you_mean(name, (*PEERS, *RECIPES))}")
+    if options.side % 32:
+        raise InputError(f"--side {options.side}: choose a multiple of 32, the coarsest stride of the peers")
+    torch.set_num_threads(options.threads)
+    bench = Bench(options, journal)
+    for name in names:
+        bench.run(name)
+
+
+class Journal:
+    """Hold the lines of a results file, and add to them."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+
+    def lines_with(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the lines whose settings are these, whatever else they say."""
+        return [line for line in self.lines if settings.items() <= line["settings"].items()]
+
+    def add(self, settings: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+        """Append one line with the settings, the machine and the code, and return it."""
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False)
+        line = {
+            "benchmark": "time_to_ap",
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": " ".join(sys.orig_argv[1:]),
+            "commit": commit.stdout.strip(),
+            "machine": processor(),
+            "amx": torch.cpu._is_amx_tile_supported(),
+            "versions": {name: version(name) for name in LIBRARIES},
+            "settings": settings,
+            **result,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.lines.append(line)
+        if line.get("points"):
+            print(f"  AP {line['AP']:.3f} after {line['points'][-1][0]:.0f} s of training", flush=True)
+        return line
+
+
+class Bench:
+    """Run contenders, each training only once."""
+
+    def __init__(self, options: Options, journal: Journal):
+        self.options, self.journal = options, journal
+        self.seeds = [int(seed) for seed in options.seeds.split(",")]
+        self.rates = [float(lr) for lr in options.rates.split(",")]
+        self.batches = [int(batch) for batch in options.batches.split(",")]
+
+    def run(self, name: str) -> None:
+        """Train one contender with every seed."""
+        lr, batch = self.choose(name) if name in PEERS else (recipe(name).optimiser.lr, recipe(name).batch)
+        for seed in self.seeds:
+            self.train(name, "run", lr, batch, seed)
+
+    def choose(self, name: str) -> tuple[float, int]:
+        """Return the rate and the batch that a peer's trials like best."""
+        first, *others = self.batches
+        ways = [(lr, first) for lr in self.rates]
+        if len(ways) > 1:
+            ways = [max(ways, key=lambda way: self.trial(name, *way))]
+        ways += [(ways[0][0], batch) for batch in others]
+        return max(ways, key=lambda way: self.trial(name, *way)) if len(ways) > 1 else ways[0]
+
+    def trial(self, name: str, lr: float, batch: int) -> list[float]:
+        """Return AP and AP50 at the end of a trial, nothing where it ended in numbers that are none."""
+        points = self.train(name, "trial", lr, batch, self.seeds[0])["points"]
+        return list(points[-1][1:]) if points else []
+
+    def train(self, name: str, role: Literal["trial", "run"], lr: float, batch: int, seed: int) -> dict[str, Any]:
+        """Return the line of a training, from the journal or new."""
+        options = self.options
+        config = self.config(name, seed, batch, lr)
+        if role == "trial":
+            config = replace(config, minutes=options.trial_minutes, evaluations=1)
+        settings = self.settings(name, batch) | {
+            "role": role,
+            "minutes": config.minutes,
+            "evaluations": config.evaluations,
+            "seed": seed,
+            "lr": lr,
+            "augmentation": options.augmentation,
+            "split": options.split if role == "run" else "",
+        }
+        if known := self.journal.lines_with(settings):
+            return known[-1]
+        print(f"{name}: {role}, {config.minutes:g} min, rate {lr:g}, batch {batch}, seed {seed}", flush=True)
+        other = open_dataset(options.data, options.split, options.bad_boxes) if settings["split"] else None
+        if name not in PEERS:
+            return self.journal.add(settings, train_recipe(config, other).as_line())
+        way = self.way(name, batch, config)
+        try:
+            line = train_peer(name, config, way, other).as_line()
+        except FloatingPointError as error:
+            if role == "run":
+                raise
+            line = {"points": [], "failed": str(error)}
+        return self.journal.add(settings | asdict(way), line)
+
+    def settings(self, name: str, batch: int) -> dict[str, Any]:
+        """Return what every line says about a contender."""
+        options = self.options
+        same = {"data": options.data, "side": options.side, "threads": options.threads}
+        return same | {"contender": name, "batch": batch}
+
+    def config(self, name: str, seed: int, batch: int, lr: float) -> TrainConfig:
+        """Return a recipe's config, or for a peer one with its batch and optimiser, on the images that all share."""
+        options, shared = self.options, recipe(self.options.augmentation)
+        peer = replace(shared, recipe=name, optimiser=replace(PEER_OPTIMISER, lr=lr, backbone_lr=lr))
+        return replace(
+            replace(peer, batch=batch, micro_batch=batch) if name in PEERS else recipe(name),
+            data=options.data,
+            bad_boxes=options.bad_boxes,
+            images=replace(shared.images, resize="square", size=options.side),
+            augmentation=replace(shared.augmentation, scales=(), crop=0.0),
+            minutes=options.minutes,
+            evaluations=options.evaluations,
+            seed=seed,
+            device="cpu",
+        )
+
+    def way(self, name: str, batch: int, config: TrainConfig) -> Way:
+        """Return the fastest way of a peer at this batch, measured once."""
+        if self.options.precision != "fastest":
+            return Way(self.options.precision, channels_last=True)
+        settings = self.settings(name, batch) | {"role": "speed"}
+        known = self.journal.lines_with(settings)
+        if not known:
+            ways = [asdict(way) | {"images_per_second": speed} for way, speed in measure_ways(name, config).items()]
+            known = [self.journal.add(settings, {"ways": ways})]
+            for each in ways:
+                print("  " + ", ".join(f"{key} {value}" for key, value in each.items()), flush=True)
+        best = max(known[-1]["ways"], key=lambda each: each["images_per_second"])
+        return Way(best["precision"], best["channels_last"])
+
+
+def train_recipe(config: TrainConfig, other: Dataset | None) -> Course:
+    """Train one of our recipes by the loop that users have; evaluate its last model on `other` too."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = read_metrics(train(replace(config, out=folder)))
+        detector = load(Path(folder) / "last.safetensors", config.device, config.precision)
+    looks = [line for line in lines if "val/AP" in line]
+    numbers = None
+    if other:
+        images, categories = detector.card.images, detector.card.categories
+        found = detect(detector.model, other, images, categories, batch=config.batch, precision=detector.autocast)
+        numbers = evaluate(other.annotations, found).numbers
+    return Course(
+        points=[(line["seconds"], line["val/AP"], line["val/AP50"]) for line in looks],
+        images_per_second=looks[-1]["step"] * config.batch / looks[-1]["seconds"],
+        parameters=sum(p.numel() for p in detector.model.parameters()),
+        other_split=numbers,
+    )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Hold the runs of one contender that differ by seed alone, and their mean."""
+
+    name: str
+    lines: list[dict[str, Any]]
+
+    @property
+    def ours(self) -> bool:
+        """Say whether it is a recipe of ours."""
+        return self.lines[0]["settings"]["contender"] not in PEERS
+
+    @property
+    def minutes(self) -> float:
+        """Return the length of the runs."""
+        return self.lines[0]["settings"]["minutes"]
+
+    @property
+    def points(self) -> list[tuple[float, float, float]]:
+        """Return seconds, AP and AP50 of every evaluation, each the mean over the runs."""
+        looks = zip(*(line["points"] for line in self.lines), strict=False)
+        return [tuple(statistics.fmean(each) for each in zip(*look, strict=True)) for look in looks]
+
+    def at(self, minutes: float) -> float | None:
+        """Return the AP of the evaluation at that time, None where there was none within a twentieth of the budget."""
+        seconds, ap, _ = min(self.points, key=lambda point: abs(point[0] - 60 * minutes))
+        return ap if abs(seconds - 60 * minutes) <= 60 * self.minutes / 20 else None
+
+    def reached(self, ap: float) -> float | None:
+        """Return the seconds of the first evaluation with at least that AP, None where it was never reached."""
+        return next((seconds for seconds, there, _ in self.points if there >= ap), None)
+
+
+def average(lines: Sequence[dict[str, Any]]) -> list[Curve]:
+    """Return a curve for each contender and budget, the best rate and batch of each where there are several."""
+    kinds: dict[tuple, dict[tuple, list[dict[str, Any]]]] = {}
+    for line in lines:
+        settings = line["settings"]
+        budget = (settings["contender"], settings["minutes"])
+        choice = (settings["lr"], settings["batch"])
+        kinds.setdefault(budget, {}).setdefault(choice, []).append(line)
+    curves = []
+    for name, minutes in kinds:
+        best = max(kinds[name, minutes].values(), key=lambda each: statistics.fmean(line["AP"] for line in each))
+        alone = sum(other == name for other, _ in kinds) == 1
+        curves.append(Curve(name if alone else f"{name}, {minutes:g} min", best))
+    return curves
+
+
+def draw(curves: Sequence[Curve], out: Path) -> None:
+    """Draw AP over minutes of training, each run faintly and the mean boldly, ours in full lines."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}):
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        for number, curve in enumerate(curves):
+            style: dict[str, Any] = {"color": f"C{number}", "linestyle": "-" if curve.ours else "--"}
+            for line in curve.lines if len(curve.lines) > 1 else ():
+                axes.plot(
+                    [s / 60 for s, *_ in line["points"]], [ap for _, ap, _ in line["points"]], alpha=0.25, **style
+                )
+            minutes, aps = [s / 60 for s, *_ in curve.points], [ap for _, ap, _ in curve.points]
+            axes.plot(minutes, aps, marker="o", markersize=3, label=curve.name, **style)
+        settings = curves[0].lines[0]["settings"]
+        axes.set(xscale="log", xlabel="minutes of training", ylabel="AP, validation split", ylim=(0, None))
+        marks = [share * max(curve.minutes for curve in curves) for share in MARKS]
+        axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
+        axes.set_xticks([], minor=True)
+        place = f"{settings['side']} × {settings['side']} pixels, threads: {settings['threads']}"
+        axes.set_title(f"{settings['data']}, {place}\n{machine(curves)}")
+        axes.legend(frameon=False)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=120)
+
+
+def machine(curves: Sequence[Curve]) -> str:
+    """Return the machine or machines of the runs."""
+    return " and ".join(sorted({line["machine"] for curve in curves for line in curve.lines}))
+
+
+def table(curves: Sequence[Curve]) -> str:
+    """Return AP after shares of the longest budget as a Markdown table, and when ours reached the peers' final AP."""
+    longest = max(curve.minutes for curve in curves)
+    marks = [share * longest for share in MARKS]
+    heads = ["", "parameters", "images/s", *(f"{mark:g} min" for mark in marks), "AP50", "other split"]
+    rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for curve in curves:
+        others = [line["other_split"]["AP"] or 0.0 for line in curve.lines if line["other_split"]]
+        speed = statistics.fmean(line["images_per_second"] for line in curve.lines)
+        aps = [curve.at(mark) for mark in marks]
+        row = [curve.name, f"{curve.lines[0]['parameters'] / 1e6:.1f} M", f"{speed:.0f}"]
+        row += ["–" if ap is None else f"{ap:.3f}" for ap in aps]
+        rows.append([*row, f"{curve.points[-1][2]:.3f}", spread(others)])
+    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    runs = "; ".join(f"{curve.name} {spread([line['AP'] for line in curve.lines])}" for curve in curves)
+    sentences = [sooner(mine, theirs) for theirs in curves if not theirs.ours for mine in curves if mine.ours]
+    return "\n".join([text, "", f"AP at the end (± deviation over seeds): {runs}.", *sentences])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean, and the deviation where there are several values."""
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def sooner(mine: Curve, theirs: Curve) -> str:
+    """Return a sentence on when a curve of ours reached a peer's AP at the end, against when the peer itself did."""
+    final = theirs.points[-1][1]
+    here, there = mine.reached(final), theirs.reached(final)
+    if here is None or there is None:
+        return f"{mine.name} did not reach {theirs.name}'s AP at the end, {final:.3f}."
+    when = f"after {here:.0f} s, {there / here:.1f}× sooner"
+    return f"{mine.name} reached {theirs.name}'s AP at the end, {final:.3f}, {when}."
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"time_to_ap: {error}")

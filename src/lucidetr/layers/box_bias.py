@@ -1,0 +1,127 @@
+"""What cross-attention knows of a query's box: a bias on its scores, so that attention stays dense and visible.
+
+Both kinds are a sum of a term for the row and a term for the column, so no layer ever runs over every pixel of
+every query.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SMALLEST_WIDTH = 0.02  # of the picture: a bell never gets narrower than about a cell
+LARGEST_LOG = 3.0
+RPB_HIDDEN = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Hold where the middle of every row and column of a grid lies, in fractions of each image."""
+
+    rows: Float[Tensor, "batch grid_h"]
+    columns: Float[Tensor, "batch grid_w"]
+
+    def centres(self) -> Float[Tensor, "batch token 2"]:
+        """Return x and y of every cell's middle, row by row."""
+        x = self.columns[:, None, :].expand(-1, self.rows.shape[1], -1)
+        y = self.rows[:, :, None].expand(-1, -1, self.columns.shape[1])
+        return torch.stack([x, y], dim=-1).flatten(1, 2)
+
+
+def over_the_grid(
+    row: Float[Tensor, "batch head query grid_h"], column: Float[Tensor, "batch head query grid_w"]
+) -> Float[Tensor, "batch head query token"]:
+    """Return the sum of a row's and a column's term for every cell, row by row."""
+    return (row[..., :, None] + column[..., None, :]).flatten(-2)
+
+
+class NoBias(nn.Module):
+    """Leave the scores as they are: the paper's attention finds its place by content and position alone."""
+
+    def forward(self, content: Tensor, boxes_cxcywh: Tensor | None, grid: Grid) -> None:
+        """Return None."""
+        return
+
+
+class GaussianBias(nn.Module):
+    """Lay a bell over the box for each head, its middle and widths said by the query in units of the box.
+
+    (Gao et al. 2021, SMCA; here separable and relative to the box.) At the start the heads look half way to the
+    box's edges, in as many directions as there are heads.
+    """
+
+    def __init__(self, d_model: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.shape = nn.Linear(d_model, num_heads * 4)
+        nn.init.zeros_(self.shape.weight)
+        angle = 2 * math.pi * torch.arange(num_heads) / num_heads
+        start = torch.stack([0.25 * angle.cos(), 0.25 * angle.sin(), 0 * angle, 0 * angle], dim=-1)
+        self.shape.bias.data.copy_(start.flatten())
+
+    def forward(
+        self,
+        content: Float[Tensor, "batch query d_model"],
+        boxes_cxcywh: Float[Tensor, "batch query 4"],
+        grid: Grid,
+    ) -> Float[Tensor, "batch head query token"]:
+        """Return −½ (distance / width)² of every cell, along x plus along y."""
+        shape = self.shape(content).to(boxes_cxcywh.dtype).unflatten(-1, (self.num_heads, 4))
+        centre, size = boxes_cxcywh[:, :, None, :2], boxes_cxcywh[:, :, None, 2:]
+        middle = (centre + shape[..., :2] * size).transpose(1, 2)
+        width = shape[..., 2:].clamp(-LARGEST_LOG, LARGEST_LOG).exp() * size + SMALLEST_WIDTH
+        width = width.transpose(1, 2)
+        x = (grid.columns[:, None, None] - middle[..., :1]) / width[..., :1]
+        y = (grid.rows[:, None, None] - middle[..., 1:]) / width[..., 1:]
+        return over_the_grid(-0.5 * y.square(), -0.5 * x.square())
+
+
+class SideDistance(nn.Module):
+    """Turn the distances of rows (or columns) to a box's two sides into one number for each head."""
+
+    def __init__(self, num_heads: int):
+        super().__init__()
+        self.hidden = nn.Linear(2, RPB_HIDDEN)
+        self.output = nn.Linear(RPB_HIDDEN, num_heads)
+
+    def forward(
+        self,
+        centre: Float[Tensor, "batch query"],
+        size: Float[Tensor, "batch query"],
+        places: Float[Tensor, "batch place"],
+    ) -> Float[Tensor, "batch head query place"]:
+        """Return the bias along one axis."""
+        sides = torch.stack([centre - size / 2, centre + size / 2], dim=-1)
+        distance = stretch(places[:, None, :, None] - sides[:, :, None, :])
+        return self.output(F.relu(self.hidden(distance))).permute(0, 3, 1, 2).to(centre.dtype)
+
+
+def stretch(distance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Return distances on a scale that is fine near 0 and coarse far away.
+
+    >>> stretch(torch.tensor([0.0, 0.875, -0.875])).tolist()  # log2(1 + 8 · 0.875) / log2(8)
+    [0.0, 1.0, -1.0]
+    """
+    return distance.sign() * torch.log2(1 + 8 * distance.abs()) / 3
+
+
+class SidesBias(nn.Module):
+    """Learn a bias from the distances of a cell to the box's four sides (Lin et al. 2023, Plain DETR: BoxRPB)."""
+
+    def __init__(self, d_model: int, num_heads: int):
+        super().__init__()
+        self.x = SideDistance(num_heads)
+        self.y = SideDistance(num_heads)
+
+    def forward(
+        self,
+        content: Float[Tensor, "batch query d_model"],
+        boxes_cxcywh: Float[Tensor, "batch query 4"],
+        grid: Grid,
+    ) -> Float[Tensor, "batch head query token"]:
+        """Return the bias of every cell."""
+        x, y, width, height = boxes_cxcywh.unbind(-1)
+        return over_the_grid(self.y(y, height, grid.rows), self.x(x, width, grid.columns))

@@ -1,0 +1,154 @@
+"""What the queries begin with: a place of their own, a box, or the best guesses of the picture's tokens.
+
+(DETR, section 3.2; DAB-DETR, Liu et al. 2022, section 4; two-stage Deformable DETR, Zhu et al. 2021, section 4.2.)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lucidetr.reference.boxes import move
+from lucidetr.reference.elementary import linear, relu, sigmoid
+from lucidetr.reference.norms import layer_norm
+from lucidetr.reference.positions import cell_centres
+from lucidetr.reference.scope import Scope
+from lucidetr.reference.transformer import Memory
+from lucidetr.structures import Predictions
+
+ANCHOR_SIDE = 0.2  # a token's guess starts from a fifth of the picture
+SMALLEST_SIDE = 0.01  # of a start box: moves are in units of its sides
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Hold what queries bring along: content, and a position (learned queries) or a box (the others).
+
+    `proposals` is what selected queries said before the decoder, supervised as a layer of its own.
+    """
+
+    content: Float[Tensor, "batch query d_model"]
+    position: Float[Tensor, "batch query d_model"] | None = None
+    boxes_cxcywh: Float[Tensor, "batch query 4"] | None = None
+    proposals: Predictions | None = None
+
+
+def queries(here: Scope, memory: Memory) -> Start:
+    """Return the start of all groups, side by side; one group's weights carry no number."""
+    begin = {"learned": learned, "anchors": anchors, "selected": selected}[here.config.queries]
+    if here.config.query_groups == 1:
+        return begin(here, memory)
+    return side_by_side([begin(here.inside(group), memory) for group in range(here.groups)])
+
+
+def side_by_side(starts: list[Start]) -> Start:
+    """Return the starts joined along the query axis, group 0 first.
+
+    >>> group = Start(content=torch.zeros(1, 3, 8), boxes_cxcywh=torch.zeros(1, 3, 4))
+    >>> both = side_by_side([group, group])
+    >>> both.content.shape, both.boxes_cxcywh.shape, both.position
+    (torch.Size([1, 6, 8]), torch.Size([1, 6, 4]), None)
+    """
+
+    def joined(parts: list[Tensor | None]) -> Tensor | None:
+        """Return the parts that are there in one."""
+        there = [part for part in parts if part is not None]
+        return torch.cat(there, dim=-2) if there else None
+
+    proposals = [start.proposals for start in starts if start.proposals is not None]
+    return Start(
+        content=torch.cat([start.content for start in starts], dim=-2),
+        position=joined([start.position for start in starts]),
+        boxes_cxcywh=joined([start.boxes_cxcywh for start in starts]),
+        proposals=Predictions(
+            logits=torch.cat([said.logits for said in proposals], dim=-2),
+            boxes_cxcywh=torch.cat([said.boxes_cxcywh for said in proposals], dim=-2),
+        )
+        if proposals
+        else None,
+    )
+
+
+def learned(here: Scope, memory: Memory) -> Start:
+    """Return no content yet, and learned positions, equal for every picture (the paper's queries)."""
+    position = here.record("position", here["position"].expand(len(memory.tokens), -1, -1))
+    return Start(content=torch.zeros_like(position), position=position)
+
+
+def anchors(here: Scope, memory: Memory) -> Start:
+    """Return learned content and learned boxes, equal for every picture."""
+    batch = len(memory.tokens)
+    boxes = here.record("boxes_cxcywh", sigmoid(here["box"]).expand(batch, -1, -1))
+    return Start(content=here["content"].expand(batch, -1, -1), boxes_cxcywh=boxes)
+
+
+def selected(here: Scope, memory: Memory) -> Start:
+    """Return the tokens that look most like an object: they are the content, their guessed boxes the start.
+
+    Guesses are learned where they are supervised, as proposals; the decoder takes its start boxes as given.
+    """
+    x = layer_norm(
+        linear(memory.tokens, here["project.weight"], here["project.bias"]), here["norm.weight"], here["norm.bias"]
+    )
+    logits = linear(x, here["category.weight"], here["category.bias"])
+    scores = here.record("scores", token_scores(logits, memory.padding.flatten(1)))
+    tokens = here.record("chosen", best(scores, here.config.num_queries))
+    content, chosen_logits, chosen_anchors = (pick(each, tokens) for each in (x, logits, token_anchors(memory)))
+    guess = relu(linear(content, here["box.hidden.weight"], here["box.hidden.bias"]))
+    proposed = move(chosen_anchors, linear(guess, here["box.output.weight"], here["box.output.bias"]))
+    proposals = Predictions(
+        logits=here.record("proposals.logits", chosen_logits)[None],
+        boxes_cxcywh=here.record("proposals.boxes_cxcywh", proposed)[None],
+    )
+    boxes = here.record("boxes_cxcywh", within(proposed.detach()))
+    return Start(content=content, boxes_cxcywh=boxes, proposals=proposals)
+
+
+def token_scores(
+    logits: Float[Tensor, "batch token category"], padding: Bool[Tensor, "batch token"]
+) -> Float[Tensor, "batch token"]:
+    """Return the largest class logit of every token, −∞ where it is padding.
+
+    >>> token_scores(torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]), torch.tensor([[False, True]])).tolist()
+    [[2.0, -inf]]
+    """
+    return torch.where(padding, -torch.inf, logits.detach().amax(dim=-1))
+
+
+def best(scores: Float[Tensor, "batch token"], most: int) -> Int[Tensor, "batch query"]:
+    """Return the numbers of the `most` tokens with the highest scores, best first; of all, where there are fewer.
+
+    >>> best(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), 2).tolist()
+    [[1, 3]]
+    """
+    return scores.argsort(dim=-1, descending=True, stable=True)[:, :most]
+
+
+def pick(values: Float[Tensor, "batch token _"], tokens: Int[Tensor, "batch query"]) -> Float[Tensor, "batch query _"]:
+    """Return the rows of the chosen tokens, image by image.
+
+    >>> pick(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[2, 0]])).tolist()
+    [[[3.0], [1.0]]]
+    """
+    image = torch.arange(len(values), device=values.device)
+    return values[image[:, None], tokens]
+
+
+def token_anchors(memory: Memory) -> Float[Tensor, "batch token 4"]:
+    """Return a box of a fifth of the picture around the middle of every token's cell."""
+    rows, columns = cell_centres(memory.padding, memory.tokens.dtype)
+    y = rows[:, :, None].expand(memory.padding.shape)
+    x = columns[:, None, :].expand(memory.padding.shape)
+    side = torch.full_like(x, ANCHOR_SIDE)
+    return torch.stack([x, y, side, side], dim=-1).flatten(1, 2)
+
+
+def within(boxes_cxcywh: Float[Tensor, "batch query 4"]) -> Float[Tensor, "batch query 4"]:
+    """Return the boxes with their centres inside the picture, and sides that are neither nothing nor larger than it.
+
+    >>> within(torch.tensor([[[-0.5, 0.5, 0.0, 3.0]]], dtype=torch.float64)).tolist()
+    [[[0.0, 0.5, 0.01, 1.0]]]
+    """
+    centre = boxes_cxcywh[..., :2].clamp(min=0.0, max=1.0)
+    return torch.cat([centre, boxes_cxcywh[..., 2:].clamp(min=SMALLEST_SIDE, max=1.0)], dim=-1)

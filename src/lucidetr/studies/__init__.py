@@ -1,0 +1,1 @@
+"""Experiments that make a table or a figure anew, from nothing."""

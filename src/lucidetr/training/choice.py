@@ -1,0 +1,76 @@
+"""Which member of the family fits a data set, when nobody has said: chosen from its pictures, and explained."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from lucidetr.config import TrainConfig
+from lucidetr.data.annotations import Annotations
+from lucidetr.recipes import recipe
+
+SMALL_OBJECT = 20  # pixels that an object which is small for its data set should have in the model's input
+# member, its smallest and largest side, whether it learns in reasonable time without a GPU
+MEMBERS = (("lucid-xs", 96, 192, True), ("lucid-s", 224, 416, True), ("lucid-m", 512, 640, False))
+MANY_IMAGES = 20_000
+HANDED = {"left", "right"}
+CROWD = 40  # objects in one picture above which the smallest member has too few tokens
+
+
+def choose(annotations: Annotations, gpu: bool) -> tuple[TrainConfig, list[str]]:
+    """Return the recipe and its settings for a data set, and the reasons in sentences.
+
+    The side follows from how small the small objects are (the 10th percentile of all, or the middle one of the smallest
+    category), never beyond the pictures' own pixels; the member from the side, the crowd and the machine; the queries
+    from the fullest picture.
+    """
+    shares, labels = object_shares(annotations), annotations.labels[~annotations.crowd]
+    own = int(np.median(annotations.sizes.max(1)))
+    counts = annotations.objects_per_image()
+    most = int(counts.max()) if len(counts) else 0
+    small = min([1.0, *(np.median(shares[labels == label]) for label in np.unique(labels))])
+    small = min(small, float(np.percentile(shares, 10))) if len(shares) else small
+    wanted = min(SMALL_OBJECT / small, own)
+
+    fitting = [member for member in MEMBERS if member[3] or gpu]
+    name, low, high, _ = next(
+        (m for m in fitting if wanted <= m[2] and (most <= CROWD or m[0] != "lucid-xs")), fitting[-1]
+    )
+    reasons = [
+        f"{len(annotations)} images of about {own} pixels; small objects take {small:.1%} of a side: "
+        f"{SMALL_OBJECT} pixels of them need a side of {round(wanted)}"
+    ]
+    if name == "lucid-m" and len(annotations) >= MANY_IMAGES:
+        name, reasons = "lucid-l", [*reasons, f"{len(annotations)} images are enough for the largest member"]
+    if not gpu and wanted > high:
+        reasons.append(f"without a GPU {name} at {high} is the largest that learns in reasonable time")
+    config = recipe(name)
+    side = int(np.clip(np.ceil(wanted / 32) * 32, low, high))
+    queries = max(config.model.num_queries, int(np.ceil(1.25 * most / 10) * 10))
+    reasons.append(f"chosen: {name} at {side} × {side} with {queries} queries (up to {most} objects in a picture)")
+    model, images = replace(config.model, num_queries=queries), replace(config.images, size=side)
+    mirrored = not has_hands(annotations.categories.names)
+    reasons.append(
+        "pictures are mirrored at random (--augmentation.flip 0 turns it off)"
+        if mirrored
+        else "pictures are not mirrored: the category names speak of left and right, or of signs"
+    )
+    augmentation = replace(config.augmentation, flip=0.5 if mirrored else 0.0)
+    return replace(config, model=model, images=images, augmentation=augmentation), reasons
+
+
+def has_hands(names: tuple[str, ...]) -> bool:
+    """Return whether a mirror would change what a picture shows, as far as the category names tell.
+
+    >>> has_hands(("left hand", "cup")), has_hands(("7", "b")), has_hands(("cat", "dog"))
+    (True, True, False)
+    """
+    words = {word for name in names for word in name.lower().replace("_", " ").replace("-", " ").split()}
+    signs = sum(len(name) == 1 for name in names)
+    return bool(words & HANDED) or signs > len(names) / 2
+
+
+def object_shares(annotations: Annotations) -> np.ndarray:
+    """Return the side of every object as a share of its picture's: √(share of the area), crowds left out."""
+    image_of_row = np.repeat(np.arange(len(annotations)), np.diff(annotations.starts))
+    shares = annotations.boxes_xywh[:, 2:] / annotations.sizes[image_of_row][:, ::-1]
+    return np.sqrt(shares.prod(1))[~annotations.crowd]

@@ -1,0 +1,111 @@
+"""Hints: noised truths that one more group of queries starts from."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lucidetr.boxes import cxcywh_to_xyxy, iou
+from lucidetr.config import BackboneConfig, ModelConfig
+from lucidetr.criterion.denoising import draw_hints
+from lucidetr.errors import InputError
+from lucidetr.models.detr import DETR
+from lucidetr.structures import Batch
+
+MODEL = ModelConfig(
+    backbone=BackboneConfig(name="convnet", width=4, norm="batch"),
+    num_classes=3,
+    classification="sigmoid",
+    d_model=16,
+    num_heads=2,
+    head_dim=8,
+    feed_forward=16,
+    encoder_layers=1,
+    decoder_layers=2,
+    num_queries=4,
+    queries="selected",
+    boxes="refined",
+    dropout=0.0,
+    denoising=0.4,
+)
+
+
+def batch_of(*counts: int) -> Batch:
+    most = max(counts)
+    boxes = torch.tensor([0.5, 0.5, 0.2, 0.4]).repeat(len(counts), most, 1)
+    labels = torch.ones(len(counts), most, dtype=torch.long)
+    for i, count in enumerate(counts):
+        boxes[i, count:], labels[i, count:] = 0, 0
+    return Batch(
+        images=torch.randn(len(counts), 3, 64, 64),
+        padding=torch.zeros(len(counts), 64, 64, dtype=torch.bool),
+        boxes_cxcywh=boxes,
+        labels=labels,
+        counts=torch.tensor(counts),
+        image_ids=tuple(range(len(counts))),
+        sizes=((64, 64),) * len(counts),
+    )
+
+
+def draw(batch: Batch, number: int = 400, noise: float = 0.4, seed: int = 0):
+    return draw_hints(batch, number, 3, noise, torch.Generator().manual_seed(seed))
+
+
+def test_the_first_hint_of_an_object_lies_near_and_all_others_off():
+    batch = batch_of(1)
+    corner = cxcywh_to_xyxy(batch.boxes_cxcywh[0, 0])
+    half = batch.boxes_cxcywh[0, 0, 2:].repeat(2) / 2
+    moved = torch.stack(
+        [((cxcywh_to_xyxy(draw(batch, 2, seed=s).boxes_cxcywh[0]) - corner).abs() / half) for s in range(200)]
+    )
+    assert moved[:, 0].max() <= 0.4 + 1e-5 < 0.4 + moved[:, 1].min()
+    assert moved[:, 1].max() <= 0.8 + 1e-5
+    truth = corner.expand(200, 4)
+    near, far = (
+        cxcywh_to_xyxy(torch.stack([draw(batch, 2, seed=s).boxes_cxcywh[0, i] for s in range(200)])) for i in (0, 1)
+    )
+    assert iou(near, truth).mean() > iou(far, truth).mean() + 0.15
+
+
+def test_a_quarter_of_the_labels_lie():
+    labels = draw(batch_of(1)).labels
+    # a lie is drawn among all three classes, so a third of the lies are true
+    assert abs((labels != 1).float().mean().item() - 0.25 * 2 / 3) < 0.06
+    assert labels.min() >= 0
+    assert labels.max() <= 2
+
+
+@pytest.mark.parametrize("counts", [(0, 2), (0, 0), (3, 1)])
+def test_boxes_lie_in_the_picture_also_where_there_are_none(counts):
+    hints = draw(batch_of(*counts), noise=1.0)
+    assert hints.boxes_cxcywh.shape == (2, 400, 4)
+    corners = cxcywh_to_xyxy(hints.boxes_cxcywh)
+    assert (hints.boxes_cxcywh[..., 2:] > 0).all()
+    assert corners.isfinite().all()
+    assert ((hints.boxes_cxcywh[..., :2] >= 0) & (hints.boxes_cxcywh[..., :2] <= 1)).all()
+
+
+def test_without_noise_the_first_hints_are_the_truth():
+    batch = batch_of(2)
+    torch.testing.assert_close(draw(batch, 2, noise=0.0).boxes_cxcywh[0], batch.boxes_cxcywh[0])
+
+
+def test_hints_are_one_more_group_that_the_others_do_not_see():
+    torch.manual_seed(0)
+    model, batch = DETR(MODEL).train(), batch_of(2, 1)
+    alone = model(batch.images, batch.padding)
+    hints = draw(batch, 4)
+    beside = model(batch.images, batch.padding, hints)
+    assert len(alone.logits) == 3  # proposals and two layers
+    assert len(beside.logits) == 5  # proposals, then hints and queries after each of two layers
+    for own, row in ((0, 0), (1, 2), (2, 4)):
+        torch.testing.assert_close(beside.logits[row], alone.logits[own])
+        torch.testing.assert_close(beside.boxes_cxcywh[row], alone.boxes_cxcywh[own])
+    assert not torch.allclose(beside.logits[1], beside.logits[2])
+    beside.logits[1].sum().backward()
+    assert model.hints.label.weight.grad.abs().sum() > 0
+
+
+def test_hints_need_queries_with_boxes():
+    with pytest.raises(InputError, match=r"model\.denoising needs queries that start from a box"):
+        replace(MODEL, queries="learned", boxes="absolute")

@@ -1,0 +1,132 @@
+"""The benchmark of AP against time: its bookkeeping, its peers' start, and a run of seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lucidetr.errors import InputError
+from lucidetr.recipes import recipe
+from run_tools import TINY
+
+ROOT = Path(__file__).parents[2]
+TWO_CURVES = {"lucid-xs": [0.2, 0.4, 0.5, 0.6, 0.7], "transformers-detr": [0.0, 0.0, 0.1, 0.1, 0.2]}
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The module; benchmarks are no part of the package."""
+    monkeypatch.syspath_prepend(ROOT)
+    import benchmarks.time_to_ap
+
+    return benchmarks.time_to_ap
+
+
+@pytest.fixture
+def peers(monkeypatch):
+    """The module of the peers."""
+    monkeypatch.syspath_prepend(ROOT)
+    import benchmarks.peers
+
+    return benchmarks.peers
+
+
+def line(contender, aps, seed=0, lr=1e-3):
+    points = [(60.0 * k, ap, ap + 0.1) for k, ap in enumerate(aps, start=1)]
+    settings = {"contender": contender, "minutes": 5.0, "lr": lr, "batch": 8, "seed": seed, "role": "run"}
+    settings |= {"data": "generated:digits", "side": 128, "threads": 1}
+    rest = {"AP": aps[-1], "images_per_second": 30.0, "parameters": 4e6, "machine": "two", "other_split": None}
+    return {"settings": settings, "points": points} | rest
+
+
+def test_a_table_says_when_ours_reached_the_peer(bench):
+    curves = bench.average([line(name, aps) for name, aps in TWO_CURVES.items()])
+    text = bench.table(curves)
+    assert "| lucid-xs | 4.0 M | 30 | – | 0.200 | 0.400 | 0.500 | 0.600 | 0.700 | 0.800 | – |" in text
+    assert "lucid-xs reached transformers-detr's AP at the end, 0.200, after 60 s, 5.0× sooner." in text
+    assert "did not reach" in bench.sooner(curves[1], curves[0])
+
+
+def test_seeds_are_averaged_and_the_better_rate_is_shown(bench):
+    lines = [line("detr-xs", [0.1, 0.2], seed=0), line("detr-xs", [0.3, 0.4], seed=1), line("detr-xs", [0.1], lr=1e-4)]
+    (curve,) = bench.average(lines)
+    assert [ap for _, ap, _ in curve.points] == pytest.approx([0.2, 0.3])
+    assert bench.spread([each["AP"] for each in curve.lines]) == "0.300 ± 0.141"
+
+
+def test_curves_are_drawn(bench, tmp_path):
+    bench.draw(bench.average([line(name, aps) for name, aps in TWO_CURVES.items()]), tmp_path / "curves.svg")
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
+def test_what_cannot_be_run_is_refused(bench, tmp_path):
+    with pytest.raises(InputError, match="unknown contender transformers-det: did you mean transformers-detr"):
+        bench.main(["--contenders", "transformers-det"])
+    with pytest.raises(InputError, match="--side 100: choose a multiple of 32"):
+        bench.main(["--side", "100"])
+    with pytest.raises(InputError, match="no run with"):
+        bench.main(["--out", str(tmp_path / "none.jsonl"), "--draw", str(tmp_path / "curves.svg")])
+
+
+@pytest.mark.parametrize("name", ["transformers-detr", "transformers-rtdetrv2", "transformers-dfine"])
+def test_all_of_a_peer_learns(peers, name):
+    torch.manual_seed(0)
+    peer = peers.build(name, 10).train()
+    norms = [module for module in peer.modules() if "BatchNorm" in type(module).__name__]
+    assert all(isinstance(norm, nn.BatchNorm2d) and bool((norm.weight == 1).all()) for norm in norms)
+    objects = {"class_labels": torch.tensor([1, 2]), "boxes": torch.rand(2, 4) / 4 + 0.3}
+    none = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = peer(pixel_values=torch.randn(2, 3, 64, 64), labels=[objects, none]).loss
+    assert loss.dtype == torch.float32
+    loss.backward()
+    idle = {name for name, parameter in peer.named_parameters() if parameter.grad is None}
+    assert idle <= {"model.decoder.up", "model.decoder.reg_scale"}  # D-FINE's constants
+
+
+def run_of_seconds(out, **changes):
+    options = {"data": TINY, "side": 64, "minutes": 0.01, "trial_minutes": 0.002, "evaluations": 2, "out": out}
+    options |= {"contenders": "transformers-detr", "rates": "1e-4,1e-3", "batches": "2", "augmentation": "detr-xs"}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in (options | changes).items()]
+
+
+def lines_of(path):
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def test_a_peer_is_tried_and_trained_once(bench, tmp_path, monkeypatch):
+    arguments = run_of_seconds(tmp_path / "results.jsonl", precision="fp32", split="val")
+    bench.main(arguments)
+    *trials, run = lines_of(tmp_path / "results.jsonl")
+    assert [trial["settings"]["lr"] for trial in trials] == [1e-4, 1e-3]
+    assert run["settings"]["lr"] in (1e-4, 1e-3)
+    assert run["points"][-1][1] == run["AP"] == run["other_split"]["AP"]
+    assert run["points"][-1][0] >= 0.6
+    monkeypatch.setattr(bench, "train_peer", lambda *_: pytest.fail("trained twice"))
+    bench.main(arguments)
+    assert len(lines_of(tmp_path / "results.jsonl")) == 3
+
+
+@pytest.mark.slow
+def test_our_own_run_and_the_fastest_way_of_a_peer(bench, tmp_path):
+    contenders = "detr-xs,transformers-rtdetrv2"
+    bench.main(run_of_seconds(tmp_path / "results.jsonl", contenders=contenders, split="val", rates="1e-3"))
+    ours, speed, theirs = lines_of(tmp_path / "results.jsonl")
+    assert ours["settings"]["lr"] == recipe("detr-xs").optimiser.lr
+    assert ours["points"][-1][1] == pytest.approx(ours["other_split"]["AP"])
+    best = max(speed["ways"], key=lambda way: way["images_per_second"])
+    assert {name: theirs["settings"][name] for name in ("precision", "channels_last")}.items() <= best.items()
+
+
+def test_all_contenders_share_their_images(bench):
+    options = bench.Options(side=64, augmentation="detr-xs")
+    ours, peer = (
+        bench.Bench(options, bench.Journal(Path("none"))).config(name, seed=1, batch=4, lr=1e-3)
+        for name in ("detr-xs", "transformers-detr")
+    )
+    assert (ours.images, ours.augmentation, ours.seed) == (peer.images, peer.augmentation, peer.seed)
+    assert (ours.images.resize, ours.images.size) == ("square", 64)
+    assert ours.model == recipe("detr-xs").model
+    assert (ours.batch, peer.batch, peer.optimiser.lr) == (16, 4, 1e-3)
