@@ -57,7 +57,7 @@ class Options:
     """Length of the trials that choose a peer's rate and batch."""
     rates: str = "1e-4,3e-4,1e-3"
     """Learning rates that a peer tries; a single one is taken as it is."""
-    batches: str = "16,8"
+    batches: str = "8,16"
     """Batches that a peer tries: the rates with the first, then the best rate with the others."""
     precision: Literal["fastest", "fp32", "bf16"] = "fastest"
     """How peers compute. fastest: measured for each of them and each batch, with and without channels_last."""

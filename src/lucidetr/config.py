@@ -115,9 +115,9 @@ class ModelConfig:
         if self.d_model % 4:
             raise InputError(f"model.d_model = {self.d_model}: choose a multiple of 4 (sine and cosine of two axes)")
         finer = self.backbone.strides[:-1]
-        if any(stride not in finer for stride in self.fused) or list(self.fused) != sorted(self.fused, reverse=True):
+        if list(self.fused) != sorted(set(self.fused) & set(finer), reverse=True):
             known = ", ".join(map(str, reversed(finer)))
-            raise InputError(f"model.fused = {self.fused}: choose from {known}, coarse to fine")
+            raise InputError(f"model.fused = {self.fused}: choose from {known}, each once, coarse to fine")
         self._check_boxes()
 
     def _check_boxes(self) -> None:
@@ -226,10 +226,6 @@ class OptimiserConfig:
     lr: float = 1e-4
     backbone_lr: float = 1e-5
     weight_decay: float = 1e-4
-    decay: Literal["all", "matrices"] = "all"
-    """What is drawn towards zero: every parameter (the paper), or weight matrices and kernels only."""
-    beta2: float = 0.999
-    """Memory of AdamW's squared gradients; short runs need a shorter one."""
     clip: float = 0.1
     """Largest norm of all gradients together; 0: no clip."""
     schedule: Literal["step", "cosine", "constant"] = "step"
@@ -251,7 +247,7 @@ class OptimiserConfig:
         )
         shares: dict[str, tuple[float, float]] = dict.fromkeys(("drop_at", "final", "ema"), (0, 1))
         open_shares: dict[str, tuple[float, float]] = dict.fromkeys(("warmup", "flat"), (0, 0.99))
-        check_ranges(self, "optimiser.", unbounded | shares | open_shares | {"beta2": (0, 0.99999)})
+        check_ranges(self, "optimiser.", unbounded | shares | open_shares)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ DETR_XS = replace(
 LUCID_XS = TrainConfig(
     recipe="lucid-xs",
     model=ModelConfig(
-        backbone=BackboneConfig(name="convnet", width=32, norm="batch", zero_residual=True),
+        backbone=BackboneConfig(name="convnet", width=32, norm="batch"),
         classification="sigmoid",
         d_model=128,
         num_heads=4,
@@ -62,12 +62,10 @@ LUCID_XS = TrainConfig(
         encoder_block="pre_norm",
         decoder_block="pre_norm",
         fused=(8,),
-        position="octaves",
         num_queries=25,
         queries="selected",
         boxes="refined_twice",
         box_bias="gaussian",
-        shared_heads=False,
         dropout=0.0,
     ),
     loss=LossConfig(classification="mal", cost_class=2.0, weight_class=2.0),
@@ -76,10 +74,6 @@ LUCID_XS = TrainConfig(
     optimiser=OptimiserConfig(
         lr=1.5e-3,
         backbone_lr=1.5e-3,
-        weight_decay=0.01,
-        decay="matrices",
-        beta2=0.99,
-        clip=1.0,
         schedule="cosine",
         warmup=0.03,
         ema=0.03,
@@ -120,7 +114,7 @@ LUCID_M = _larger(
     "lucid-m",
     replace(
         LUCID_XS.model,
-        backbone=BackboneConfig(name="resnet18", norm="batch", zero_residual=True),
+        backbone=BackboneConfig(name="resnet18", norm="batch"),
         d_model=256,
         num_heads=8,
         feed_forward=2048,
@@ -139,11 +133,11 @@ LUCID_L = replace(
     recipe="lucid-l",
     model=replace(
         LUCID_M.model,
-        backbone=BackboneConfig(name="resnet50", norm="batch", zero_residual=True),
+        backbone=BackboneConfig(name="resnet50", norm="batch"),
         encoder_layers=4,
         decoder_layers=6,
     ),
-    micro_batch=2,
+    micro_batch=4,
 )
 
 RECIPES: dict[str, TrainConfig] = {
@@ -179,13 +173,6 @@ LADDER = (
     Rung("detr-xs", "the paper's design at a tenth of its size", {}),
     Rung("rate", "three times the learning rate", {"optimiser.lr": 1.5e-3, "optimiser.backbone_lr": 1.5e-3}),
     Rung("cosine", "the rate falls along a cosine instead of a step", {"optimiser.schedule": "cosine"}),
-    Rung("clip", "gradients are cut at a norm of 1 instead of 0.1", {"optimiser.clip": 1.0}),
-    Rung("memory", "AdamW remembers squares for 100 steps instead of 1000", {"optimiser.beta2": 0.99}),
-    Rung(
-        "decay",
-        "weights decay a hundred times faster, norms and biases not at all",
-        {"optimiser.weight_decay": 0.01, "optimiser.decay": "matrices"},
-    ),
     Rung("no-dropout", "nothing is dropped", {"model.dropout": 0.0}),
     Rung(
         "pre-norm",
@@ -200,10 +187,8 @@ LADDER = (
         {"model.backbone.name": "convnet", "model.backbone.dilation": False},
         carries=("fused",),
     ),
-    Rung("identity", "residual blocks of the backbone start as the identity", {"model.backbone.zero_residual": True}),
     Rung("one-encoder-layer", "one encoder layer instead of three", {"model.encoder_layers": 1}),
     Rung("fused", "the encoder's map is laid over the finer one of stride 8", {"model.fused": [8]}),
-    Rung("octaves", "positions in waves that fit the picture", {"model.position": "octaves"}),
     Rung(
         "sigmoid",
         "a sigmoid for each class and focal loss, no slot for no object",
@@ -224,7 +209,6 @@ LADDER = (
     Rung("refined", "each layer moves the box of the layer before", {"model.boxes": "refined"}, carries=("twice",)),
     Rung("twice", "a layer learns from the next one's box, too", {"model.boxes": "refined_twice"}),
     Rung("selected", "queries start from the tokens that look most like objects", {"model.queries": "selected"}),
-    Rung("own-heads", "each decoder layer has heads of its own", {"model.shared_heads": False}),
     Rung("mal", "the score of a match shall be its overlap", {"loss.classification": "mal"}),
     Rung("bell", "cross-attention knows the box: a bell for each head", {"model.box_bias": "gaussian"}),
     Rung("average", "a moving average of the weights is what counts", {"optimiser.ema": 0.03}),

@@ -163,8 +163,8 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(tmp_path, monkeypatch):
-    def poison(model, images, padding):
-        predictions = forward(model, images, padding)
+    def poison(model, images, padding, hints):
+        predictions = forward(model, images, padding, hints)
         return replace(predictions, logits=predictions.logits * float("nan"))
 
     forward = DETR.forward

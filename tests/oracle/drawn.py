@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lucidetr.config import BackboneConfig, LossConfig, ModelConfig
 from lucidetr.models.detr import DETR
-from lucidetr.structures import Batch, Predictions
+from lucidetr.structures import Batch, Hints, Predictions
 
 FITTING = {"softmax": ["cross_entropy"], "sigmoid": ["focal", "varifocal", "mal", "ia_bce"]}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -67,6 +67,7 @@ def choices(draw) -> dict:
         if queries == "learned"
         else draw(st.sampled_from(["relative", "refined", "refined_twice"])),
         "box_bias": "none" if queries == "learned" else draw(st.sampled_from(["gaussian", "rpb", "none"])),
+        "denoising": 0.0 if queries == "learned" else draw(st.sampled_from([0.0, 0.4])),
     }
 
 
@@ -198,6 +199,14 @@ def objects(counts: tuple[int, ...], num_classes: int, generator: torch.Generato
         "counts": torch.tensor(counts),
         "image_ids": tuple(range(len(counts))),
     }
+
+
+def random_hints(images: int, queries: int, num_classes: int, seed: int, dtype: torch.dtype) -> Hints:
+    """Return boxes anywhere and any labels: where they come from does not matter to the network."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    boxes = 0.05 + 0.9 * torch.rand(images, queries, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(num_classes, (images, queries), generator=generator)
+    return Hints(boxes_cxcywh=boxes.to(dtype), labels=labels)
 
 
 def random_predictions(

@@ -60,6 +60,15 @@ FAULTS = {
     ),
     "models/queries.py start": ("place, size = boxes.detach().split", "place, size = boxes.split"),
     "models/queries.py groups": ("else [self[0]]", "else [self[-1]]"),
+    "models/detr.py hints": (
+        "side_by_side([self.hints(hints), start])",
+        "side_by_side([start, self.hints(hints)])",
+    ),
+    "models/detr.py proposals": (
+        "predictions.after(start.proposals) if",
+        "start.proposals.after(predictions) if",
+    ),
+    "models/queries.py pick": ("values.gather(1, chosen[", "values.gather(1, chosen.flip(1)["),
     "models/decoder.py": ("heads.of(index)(self.norm(content))", "heads.of(index)(content := self.norm(content))"),
     "models/decoder.py look": (
         "bias = self.box_bias(x, boxes_cxcywh",

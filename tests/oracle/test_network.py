@@ -30,6 +30,7 @@ from .drawn import (
     image_batch,
     leaves,
     pairs,
+    random_hints,
 )
 
 SMALL = ModelConfig(
@@ -96,7 +97,8 @@ KINDS = {
     "groups of selected queries, bells, heads of their own": replace(
         SELECTED, box_bias="gaussian", query_groups=2, shared_heads=False, boxes="refined"
     ),
-    "all at once, groups, batch norm": replace(
+    "anchors and hints, bells": replace(ANCHORS, box_bias="gaussian", boxes="refined", denoising=0.4),
+    "all at once, groups, hints, batch norm": replace(
         SELECTED,
         backbone=CONVNET.backbone,
         fused=(8,),
@@ -105,15 +107,16 @@ KINDS = {
         decoder_block="pre_norm",
         box_bias="gaussian",
         query_groups=3,
+        denoising=0.4,
         shared_heads=False,
     ),
 }
 KINDS_AND_MODES = [(kind, mode) for kind in KINDS for mode in ("predicting", "training")]
-# Only batch norm and groups differ between the two modes where dropout is 0.
+# Only batch norm, groups and hints differ between the two modes where dropout is 0.
 KINDS_AND_MODES = [
     (kind, mode)
     for kind, mode in KINDS_AND_MODES
-    if mode == "predicting" or "batch norm" in kind or KINDS[kind].query_groups > 1
+    if mode == "predicting" or any(word in kind for word in ("batch norm", "groups", "hints"))
 ]
 # These two cannot be compared to 1e-5 in float32. Statistics measured over a few cells divide by small numbers, layer
 # after layer: in float64, rounding no more than the parameters to float32 moves their gradients by 2e-5 to 5e-5
@@ -127,21 +130,20 @@ def place(losses) -> tuple[torch.Tensor, ...]:
 
 
 def unseen(name: str, config: ModelConfig, training: bool) -> bool:
-    """Return whether a tensor belongs to a group of queries that only learns."""
+    """Return whether a tensor belongs to queries that only learn."""
     groups = [] if training or config.query_groups == 1 else range(1, config.query_groups)
-    return any(name.startswith(f"queries.{group}.") for group in groups)
+    return any(name.startswith(f"queries.{group}.") for group in groups) or (not training and "hints." in name)
 
 
-def reject_close_choices(state: dict, case: Case, batch, training: bool) -> None:
-    """Draw another example where two tokens score so nearly the same that rounding could select another one."""
-    keep = ["queries"] if case.model.queries == "selected" else ()
-    _, trace = forward(
+def first_look(state: dict, case: Case, batch, training: bool) -> int:
+    """Return how many queries a group has; draw another example where rounding could select other tokens."""
+    predictions, trace = forward(
         {name: tensor.clone() for name, tensor in state.items()},  # running statistics move once, not twice
         case.model,
         batch.images,
         batch.padding,
         training=training,
-        keep=keep,
+        keep=["queries"],
     )
     for name, scores in trace.items():
         if name.endswith(".scores"):
@@ -149,6 +151,7 @@ def reject_close_choices(state: dict, case: Case, batch, training: bool) -> None
             gaps = -ordered.diff(dim=-1)
             if (gaps < TOLERANCE[scores.dtype] * ordered[ordered.isfinite()].abs().max()).any():
                 reject()
+    return predictions.logits.shape[2]
 
 
 def check(case: Case, dtype: torch.dtype, training: bool) -> None:
@@ -156,14 +159,16 @@ def check(case: Case, dtype: torch.dtype, training: bool) -> None:
     model = build(case.model, case.seed, dtype).train(training)
     state = leaves(model)
     batch = image_batch(case.sizes, case.counts, case.model.num_classes, case.seed, dtype)
-    reject_close_choices(state, case, batch, training)
+    queries, hints = first_look(state, case, batch, training), None
+    if training and case.model.denoising:
+        hints = random_hints(len(batch), queries, case.model.num_classes, case.seed, dtype)
 
-    fast = model(batch.images, batch.padding)
-    slow = engine.predict(state, case.model, batch.images, batch.padding, training=training)
+    fast = model(batch.images, batch.padding, hints)
+    slow = engine.predict(state, case.model, batch.images, batch.padding, training=training, hints=hints)
     agree(fast.logits, slow.logits, "logits")
     agree(fast.boxes_cxcywh, slow.boxes_cxcywh, "boxes")
 
-    groups = case.model.query_groups if training else 1
+    groups = case.model.query_groups + (hints is not None) if training else 1
     fast_norm = fast_criterion.normalisers(case.counts, case.model.num_queries, case.loss, groups=groups)
     slow_norm = reference_criterion.normalisers(case.counts, case.model.num_queries, case.loss, groups=groups)
     fast_losses = fast_criterion.set_loss(fast, batch, fast_norm, case.loss)
@@ -247,14 +252,16 @@ def test_recipes_are_read_to_the_last_tensor(name):
     slots = config.num_classes + (config.classification == "softmax")
     assert predictions.logits.shape == (layers, 1, config.num_queries, slots)
     counters = {name for name in state if name.endswith("num_batches_tracked")}
-    assert state.read == set(state) - counters
+    assert state.read == {name for name in state if not unseen(name, config, training=False)} - counters
 
 
 @pytest.mark.parametrize(("kind", "mode"), KINDS_AND_MODES)
 def test_every_kind_is_read_to_the_last_tensor(kind, mode):
     config, training = KINDS[kind], mode == "training"
     state = Watched(DETR(config).state_dict())
-    forward(state, config, torch.rand(1, 3, 40, 50), torch.zeros(1, 40, 50, dtype=torch.bool), training=training)
+    images, padding = torch.rand(1, 3, 70, 90), torch.zeros(1, 70, 90, dtype=torch.bool)  # more tokens than queries
+    hints = random_hints(1, config.num_queries, config.num_classes, 1, torch.float32) if training else None
+    forward(state, config, images, padding, hints=hints, training=training)
     expected = {name for name in state if not unseen(name, config, training)}
     counters = {name for name in state if name.endswith("num_batches_tracked")}
     assert state.read == (expected if training else expected - counters)

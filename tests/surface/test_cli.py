@@ -5,11 +5,16 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from lucidetr.cli import VERBS
+from lucidetr.recipes import DETR_XS, LADDER, RECIPES
+from lucidetr.studies import ladder
+from run_tools import tiny
 from surface_tools import lucidetr
 
 TINY = "generated:digits?size=64&digit=14-24&objects=1-3&train=8&val=4"
@@ -40,17 +45,34 @@ def test_help_needs_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "predict", "demo"])
-def test_each_verb_lists_its_options(verb):
-    assert "--out" in lucidetr(verb, "--help") or "--split" in lucidetr(verb, "--help")
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("train", ["--data", "--out", "--model.num-queries", "--minutes"]),
+        ("eval", ["--data", "--split"]),
+        ("predict", ["--out", "--threshold"]),
+        ("demo", ["--out", "--minutes", "--data"]),
+        ("recipes", ["--ladder", "--neighbours"]),
+        ("study", ["ladder", "--out", "--minutes", "--seeds", "--threads", "--part", "--data"]),
+    ],
+)
+def test_each_verb_lists_its_options(verb, options):
+    said = lucidetr(verb, "--help")
+    assert [option for option in options if option not in said] == []
+
+
+def test_the_usage_names_every_verb():
+    usage = lucidetr("--help")
+    assert [verb for verb in VERBS if f"\n  lucidetr {verb} " not in usage] == []
+    assert "lucidetr train [RECIPE] --data DATA --out RUN" in usage
+    assert max(map(len, usage.splitlines())) <= 120
 
 
 def test_a_mistake_is_one_line_and_status_2_in_a_process_of_its_own():
     done = subprocess.run([sys.executable, "-m", "lucidetr", "trian"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == (
-        "lucidetr: unknown verb trian: did you mean train? Known: convert, data, demo, eval, predict, recipes, train\n"
-    )
+    known = "convert, data, demo, eval, predict, recipes, study, train"
+    assert done.stderr == f"lucidetr: unknown verb trian: did you mean train? Known: {known}\n"
 
 
 def test_version():
@@ -61,7 +83,10 @@ def test_version():
     ("arguments", "said"),
     [
         (["trian"], "unknown verb trian: did you mean train?"),
-        (["train"], "which recipe?"),
+        (["train"], "what on? lucidetr train [RECIPE] --data DATA"),
+        (["train", "--steps", "1", "--out", "x"], "no data: give --data"),
+        (["train", "--steps", "1", "--out", "x", "--data", "nowhere"], "nowhere: no such folder"),
+        (["train", "--out", "x", "--data", TINY], "how long to train?"),
         (["train", "detr-r5"], "unknown recipe detr-r5: did you mean detr-r50?"),
         (["train", "detr-xs", "--data", TINY, "--out", "x"], "how long to train?"),
         (["train", "detr-xs", "--data", TINY, "--steps", "1"], "where to? Give the run's folder by --out"),
@@ -73,6 +98,9 @@ def test_version():
         (["train", "detr-xs", "--steps", "1", "--out", "x", "--data", TINY, "--batch", "0"], "--batch = 0: choose"),
         (["train", "detr-xs", "--model.num-querys", "3"], "--model.num-queries"),
         (["train", "detr-xs", "--model.num-queries", "0"], "model.num_queries = 0: choose at least 1"),
+        (["train", "detr-xs", "--model.boxes", "refined"], "learned queries say absolute boxes"),
+        (["train", "lucid-xs", "--loss.classification", "cross_entropy"], "choose focal, varifocal, ia_bce or mal"),
+        (["train", "lucid-xs", "--model.fused", "12"], "model.fused = (12,): choose from 8, 4"),
         (["train", "detr-xs", "--epoch", "3"], "--epochs"),
         (["train", "detr-xs", "--precision", "fp16"], "fp16"),
         (["eval", "nowhere", "--data", TINY], "nowhere: no such file"),
@@ -80,8 +108,14 @@ def test_version():
         (["predict", "nowhere", "a.jpg"], "nowhere: no such file"),
         (["data", "wirte"], "did you mean write?"),
         (["data", "write", "generated:digit", "x"], "unknown generated data"),
-        (["recipes", "--all"], "takes no options"),
+        (["recipes", "--all"], "Unrecognized options: --all"),
+        (["study", "ladder"], "--out"),
+        (["study", "lader", "--out", "x"], "invalid choice 'lader'"),
+        (["study", "ladder", "--out", "x", "--part", "3/2"], "--part 3/2: expected for example 1/2"),
+        (["study", "ladder", "--out", "x", "--part", "half"], "--part half: expected for example 1/2"),
+        (["study", "ladder", "--out", "x", "--minutes", "0"], "--minutes 0"),
         (["demo", "--out", "full"], "not an earlier demo"),
+        (["demo", "--steps", "3"], "--steps"),
     ],
 )
 def test_mistakes_are_refused_with_the_way_out(tmp_path, arguments, said):
@@ -184,12 +218,65 @@ def test_a_resumed_command_goes_on(tmp_path):
     assert "resumed after step 2" in lucidetr(*command, "--resume")
 
 
-@pytest.mark.slow
-def test_the_demo_leaves_what_it_says(tmp_path):
-    said = lucidetr("demo", "--out", tmp_path / "demo", "--steps", 20)
-    for name in ("curves.png", "best.safetensors", "metrics-val.json", "metrics.jsonl", "predictions/8-found.png"):
+def test_without_a_recipe_the_data_choose_and_options_go_on_top(trained, tmp_path):
+    root, before = trained
+    run = tmp_path / "run"
+    said = lucidetr("train", "--data", root / "set", "--out", run, "--steps", 1, "--seed", 5, *SMALL)
+    assert "8 images of about 64 pixels; small objects take" in said
+    assert "chosen: lucid-xs at 96 × 96" in said
+    assert "pictures are not mirrored: the category names speak of left and right, or of signs" in said
+    config = json.loads((run / "config.json").read_text())
+    assert config["recipe"] == "lucid-xs"
+    assert (config["seed"], config["images"]["size"], config["model"]["d_model"]) == (5, 64, 32)
+    assert config["augmentation"]["flip"] == 0
+    assert "4 images" in lucidetr("eval", run)
+    assert tree(root / "set") == before
+
+
+def test_the_data_choose_anew_for_other_data(trained, tmp_path):
+    """A crowd asks for a larger member; `--data` may come in either spelling, before or after other options."""
+    crowd = "generated:digits?size=128&digit=8-9&objects=60-60&train=2&val=1"
+    small = ["--model.d-model", 32, "--model.head-dim", 8, "--model.backbone.width", 4, "--images.size", 64]
+    said = lucidetr("train", "--steps=1", f"--data={crowd}", "--out", tmp_path / "run", "--evaluations", 1, *small)
+    assert "chosen: lucid-s at 224 × 224" in said
+    assert f"with {RECIPES['lucid-s'].model.num_queries} queries (up to " in said
+
+
+def test_recipes_print_the_ladder_and_the_neighbours():
+    ladder = lucidetr("recipes", "--ladder")
+    assert [f"| {rung.name} | {rung.says} |" for rung in LADDER if f"| {rung.name} | {rung.says} |" not in ladder] == []
+    neighbours = lucidetr("recipes", "--neighbours")
+    for name in ("lucid-xs", "lucid-s", "lucid-m", "lucid-l"):
+        assert f"| **{name}** |" in neighbours
+    assert "| DETR R50 | 800–1333 |" in neighbours
+
+
+def test_a_study_leaves_its_lines_and_its_table(tmp_path, monkeypatch):
+    name = LADDER[0].name
+    monkeypatch.setattr(ladder, "contenders", lambda: iter([("rung", name, replace(tiny(""), steps=0))]))
+    monkeypatch.setattr(ladder, "climb", lambda: iter([(LADDER[0], DETR_XS)]))
+    command = ["study", "ladder", "--out", tmp_path, "--minutes", 0.01, "--seeds", 1, "--threads", 1, "--data", TINY]
+    said = lucidetr(*command)
+    assert f"rung {name}, seed 0: AP" in said
+    assert f"table: {tmp_path / 'ladder.md'}" in said
+    (line,) = (tmp_path / "ladder.jsonl").read_text().splitlines()
+    page = (tmp_path / "ladder.md").read_text()
+    assert f"| {json.loads(line)['ap']:.3f} |" in page
+    assert "seed 0" not in lucidetr(*command)
+
+
+def test_the_demo_leaves_what_it_says_and_replaces_only_itself(tmp_path):
+    command = ["demo", "--out", tmp_path / "demo", "--minutes", 0.02, "--data", TINY]
+    said = lucidetr(*command)
+    assert "scenes that it has not seen" in said
+    for name in ("curves.png", "best.safetensors", "metrics-val.json", "metrics.jsonl", "predictions/4-found.png"):
         assert (tmp_path / "demo" / name).is_file()
         assert name.split("/")[0] in said
+    assert (tmp_path / "demo" / "predictions" / "4-truth.png").is_file()
+    assert json.loads((tmp_path / "demo" / "config.json").read_text())["recipe"] == "lucid-xs"
+    (tmp_path / "demo" / "left.txt").write_text("of the last demo")
+    lucidetr(*command)
+    assert not (tmp_path / "demo" / "left.txt").exists()
 
 
 def test_python_and_command_line_agree(trained, tmp_path):

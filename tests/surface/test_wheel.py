@@ -25,8 +25,8 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_sources_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
-    sources = {p.relative_to(ROOT / "src").as_posix(): p.read_bytes() for p in (ROOT / "src").rglob("*.py")}
-    assert packed == sources
+    sources = [p for p in (ROOT / "src").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    assert packed == {p.relative_to(ROOT / "src").as_posix(): p.read_bytes() for p in sources}
 
 
 def environment(folder):

@@ -202,9 +202,10 @@ def test_the_layer_hands_bias_and_padding_on():
     attention = MultiHeadAttention(d_model=6, num_heads=2, head_dim=3, dropout=0.0).double()
     query, key, value = (torch.randn(1, n, 6).double() for n in (3, 4, 4))
     padding, bias = torch.tensor([[False, False, True, False]]), torch.randn(1, 2, 3, 4).double()
-    heads = [attention.split_heads(layer(x)) for layer, x in zip(
-        (attention.query, attention.key, attention.value), (query, key, value), strict=True
-    )]
+    heads = [
+        attention.split_heads(layer(x))
+        for layer, x in zip((attention.query, attention.key, attention.value), (query, key, value), strict=True)
+    ]
     expected = attention.output(by_hand(*heads, padding, bias).transpose(1, 2).flatten(2))
     torch.testing.assert_close(attention(query, key, value, key_padding=padding, bias=bias), expected)
     far = torch.zeros(1, 2, 3, 4).double()

@@ -118,14 +118,15 @@ def problem(objects, labels, boxes, logits):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_overlap_of_the_set_loss_is_the_plain_one_of_matched_boxes(kind):
-    # the first query lies half beside the object (overlap a third), the second one nowhere near
-    boxes, logits = [[0.5, 0.5, 0.2, 0.4], [0.9, 0.9, 0.1, 0.1]], [[0.4, -1.0], [0.8, 0.2]]
-    predictions, batch = problem([[0.6, 0.5, 0.2, 0.4]], [1], boxes, logits)
+    # the first query lies askew of the object, a quarter of each inside the other (overlap a seventh, GIoU below 0),
+    # the second one nowhere near
+    boxes, logits = [[0.5, 0.5, 0.2, 0.4], [0.9, 0.1, 0.1, 0.1]], [[0.4, -1.0], [0.8, 0.2]]
+    predictions, batch = problem([[0.6, 0.7, 0.2, 0.4]], [1], boxes, logits)
     config = LossConfig(classification=kind, weight_class=2.0, weight_l1=0.0, weight_giou=0.0)
     norm = normalisers([1, 3], 2, config)
     losses = set_loss(predictions, batch, norm, config)
     assert losses.assignment.query.tolist() == [0]
-    expected = element(kind, 0.4, False, 0.0) + element(kind, -1.0, True, 1 / 3)
+    expected = element(kind, 0.4, False, 0.0) + element(kind, -1.0, True, 1 / 7)
     expected += element(kind, 0.8, False, 0.0) + element(kind, 0.2, False, 0.0)
     assert losses.classification[0].item() == pytest.approx(expected / 4, rel=1e-6)  # four objects in the step
     assert losses.total.item() == pytest.approx(2 * expected / 4, rel=1e-6)

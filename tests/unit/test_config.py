@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from lucidetr.categories import Categories
-from lucidetr.config import ModelCard, ModelConfig, TrainConfig
+from lucidetr.config import BackboneConfig, LossConfig, ModelCard, ModelConfig, TrainConfig
 from lucidetr.errors import InputError
-from lucidetr.fields import difference, from_dict, to_dict
+from lucidetr.fields import difference, from_dict, to_dict, with_fields
 from lucidetr.recipes import RECIPES, recipe
 
 
@@ -86,6 +86,81 @@ def test_a_run_that_cannot_be_is_refused(part, field, value, message):
     config = getattr(TrainConfig(), part) if part else TrainConfig()
     with pytest.raises(InputError, match=message):
         replace(config, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"queries": "anchors"}, r"queries = anchors and model.boxes = absolute: .*anchors and selected .* from a box"),
+        ({"boxes": "refined"}, r"queries = learned and model.boxes = refined: learned queries say absolute boxes"),
+        ({"queries": "selected", "boxes": "relative"}, r"selected needs model.classification sigmoid"),
+        ({"box_bias": "gaussian"}, r"model.box_bias = gaussian needs queries that start from a box: anchors, selected"),
+        ({"box_bias": "rpb"}, r"model.box_bias = rpb needs queries that start from a box"),
+        ({"denoising": 0.4}, r"model.denoising needs queries that start from a box"),
+        ({"denoising": 1.5}, r"model.denoising = 1.5: choose at least 0 and at most 1"),
+        ({"query_groups": 0}, r"model.query_groups = 0: choose at least 1"),
+        ({"fused": (32,)}, r"model.fused = \(32,\): choose from 16, 8, 4, each once, coarse to fine"),
+        ({"fused": (12,)}, r"model.fused = \(12,\): choose from 16, 8, 4"),
+        ({"fused": (8, 16)}, r"model.fused = \(8, 16\): choose from 16, 8, 4, each once, coarse to fine"),
+        ({"fused": (8, 8)}, r"model.fused = \(8, 8\): choose from 16, 8, 4, each once"),
+        ({"fused": (16,), "backbone": BackboneConfig(dilation=True)}, r"fused = \(16,\): choose from 8, 4"),
+        ({"fused": (16,), "backbone": BackboneConfig(name="convnet")}, r"fused = \(16,\): choose from 8, 4"),
+    ],
+)
+def test_model_settings_that_need_each_other_are_refused_alone(changes, message):
+    with pytest.raises(InputError, match=message):
+        replace(ModelConfig(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "convnet", "dilation": True}, "backbone.dilation = True: only ResNets are dilated, not convnet"),
+        ({"name": "efficientnet_lite0", "dilation": True}, "only ResNets are dilated, not efficientnet_lite0"),
+        ({"depths": ()}, r"backbone.depths = \(\): give 1 to 4 stages"),
+        ({"depths": (1,) * 5}, r"backbone.depths = \(1, 1, 1, 1, 1\): give 1 to 4 stages"),
+        ({"depths": (1, -1)}, r"backbone.depths = \(1, -1\): choose at least 0"),
+        ({"width": 1}, "backbone.width = 1: choose at least 2"),
+    ],
+)
+def test_a_backbone_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        BackboneConfig(**changes)
+
+
+@pytest.mark.parametrize("queries", ["anchors", "selected"])
+@pytest.mark.parametrize("boxes", ["relative", "refined", "refined_twice"])
+@pytest.mark.parametrize("box_bias", ["none", "gaussian", "rpb"])
+def test_what_fits_together_is_taken(queries, boxes, box_bias):
+    config = ModelConfig(queries=queries, boxes=boxes, box_bias=box_bias, classification="sigmoid", denoising=0.4)
+    assert replace(config, fused=(16, 8, 4), query_groups=3).backbone.strides == (4, 8, 16, 32)
+
+
+def test_the_loss_fits_the_kind_of_logits():
+    sigmoid = replace(ModelConfig(), classification="sigmoid")
+    with pytest.raises(InputError, match=r"= cross_entropy does not fit .* = sigmoid: choose focal, varifocal, ia_bce"):
+        TrainConfig(model=sigmoid)
+    for kind in ("focal", "varifocal", "ia_bce", "mal"):
+        loss = LossConfig(classification=kind)
+        assert TrainConfig(model=sigmoid, loss=loss).loss.classification == kind
+        with pytest.raises(InputError, match=rf"= {kind} does not fit .* = softmax: choose cross_entropy"):
+            TrainConfig(loss=loss)
+
+
+def test_fields_are_changed_together_where_they_need_each_other():
+    changes = {"model.queries": "anchors", "model.boxes": "refined", "seed": 3, "model.fused": [16, 8]}
+    changed = with_fields(TrainConfig(), changes)
+    assert difference(changed, TrainConfig()) == {
+        "model.fused": ((16, 8), ()),
+        "model.queries": ("anchors", "learned"),
+        "model.boxes": ("refined", "absolute"),
+        "seed": (3, 0),
+    }
+    with pytest.raises(InputError, match="learned queries say absolute boxes"):
+        with_fields(TrainConfig(), {"model.boxes": "refined"})
+    with pytest.raises(InputError, match=r"unknown field model.backbone.widht: did you mean width\?"):
+        with_fields(TrainConfig(), {"model.backbone.widht": 3})
+    assert with_fields(TrainConfig(), {}) == TrainConfig()
 
 
 def test_difference_names_nested_fields():

@@ -59,6 +59,8 @@ def test_zero_residual_blocks_begin_as_their_shortcut(name, norm):
         torch.testing.assert_close(block(x), block.shortcut(x).relu())
         if isinstance(block.shortcut, nn.Identity):
             assert torch.equal(block(x), x)
+        zeros = {name for name, tensor in block.state_dict().items() if name.endswith("weight") and not tensor.any()}
+        assert zeros == {"norm3.weight" if isinstance(block, Bottleneck) else "norm2.weight"}
     loud = blocks(DETR(replace(TINY, backbone=replace(backbone, zero_residual=False), fused=())))
     x = torch.rand(2, loud[-1].conv1.in_channels, 6, 6)
     assert not torch.allclose(loud[-1](x), loud[-1].shortcut(x).relu())

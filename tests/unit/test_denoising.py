@@ -109,3 +109,11 @@ def test_hints_are_one_more_group_that_the_others_do_not_see():
 def test_hints_need_queries_with_boxes():
     with pytest.raises(InputError, match=r"model\.denoising needs queries that start from a box"):
         replace(MODEL, queries="learned", boxes="absolute")
+
+
+@pytest.mark.parametrize("side", [64, 32])
+def test_where_tokens_are_fewer_than_queries_there_are_as_many_hints(side):
+    model, batch = DETR(replace(MODEL, num_queries=50)).train(), batch_of(2, 1)
+    small = replace(batch, images=batch.images[..., :side, :side], padding=batch.padding[..., :side, :side])
+    predictions = model(small.images, small.padding, draw(batch, 50))
+    assert predictions.logits.shape == (5, 2, (side // 16) ** 2, 3)

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lucidetr.cli.recipes import count_parameters
-from lucidetr.config import BackboneConfig, ModelConfig
+from lucidetr import recipes
+from lucidetr.config import BackboneConfig, ModelConfig, TrainConfig
 from lucidetr.models.backbones import ResNet
-from lucidetr.models.detr import DETR, shrink_padding
+from lucidetr.models.detr import DETR
+from lucidetr.models.memory import shrink_padding
+from lucidetr.models.size import measure
 from lucidetr.recipes import RECIPES, from_scratch, recipe
 
 TINY = ModelConfig(
@@ -34,14 +36,15 @@ TINY = ModelConfig(
     ],
 )
 def test_parameters_of_the_papers_models(name, total, learning):
-    assert count_parameters(recipe(name)) == (total, learning)
+    size = measure(recipe(name))
+    assert (size.parameters, size.learning) == (total, learning)
 
 
 @pytest.mark.parametrize(("layers", "millions"), [(0, 33.4), (3, 37.4), (6, 41.3), (12, 49.2)])
 def test_parameters_by_encoder_depth_are_table_2(layers, millions):
     paper = recipe("detr-r50")
-    _, learning = count_parameters(replace(paper, model=replace(paper.model, encoder_layers=layers)))
-    assert round(learning / 1e6, 1) == millions
+    size = measure(replace(paper, model=replace(paper.model, encoder_layers=layers)))
+    assert round(size.learning / 1e6, 1) == millions
 
 
 def test_without_pretrained_weights_nothing_is_frozen_and_it_is_said():
@@ -65,7 +68,7 @@ def test_backbones_take_any_size(name, dilation, stride):
 
 @pytest.mark.parametrize("encoder_block", ["post_norm", "pre_norm", "end_norm"])
 @pytest.mark.parametrize("decoder_block", ["post_norm", "pre_norm"])
-@pytest.mark.parametrize("position", ["sine", "learned"])
+@pytest.mark.parametrize("position", ["sine", "learned", "octaves"])
 @pytest.mark.parametrize("norm", ["group", "batch", "frozen_batch"])
 def test_every_form_predicts_and_learns(encoder_block, decoder_block, position, norm):
     torch.manual_seed(0)
@@ -132,4 +135,41 @@ def test_padding_shrinks_to_the_first_pixel_of_each_cell():
 
 
 def test_no_recipe_hides_another():
-    assert set(RECIPES) == {"detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5", "detr-xs", "lucid-xs"}
+    written = [config for config in vars(recipes).values() if isinstance(config, TrainConfig)]
+    assert len(written) >= 6
+    assert [config.recipe for config in written if RECIPES[config.recipe] is not config] == []
+    assert [name for name, config in RECIPES.items() if config.recipe != name] == []
+    assert {"detr-r50", "detr-r50-dc5", "detr-r101", "detr-r101-dc5"} < set(RECIPES)
+
+
+def test_every_size_is_counted_without_memory_for_it():
+    """Parameters of the meta model are those of a real one, and a wider picture asks for more arithmetic."""
+    config = recipe("lucid-xs")
+    size = measure(config)
+    assert size.parameters == size.learning == sum(p.numel() for p in DETR(config.model).parameters())
+    twice = measure(replace(config, images=replace(config.images, size=2 * config.images.size)))
+    assert twice.parameters == size.parameters
+    assert 3 < twice.gflops / size.gflops < 8
+    frozen = measure(replace(config, freeze=("backbone",)))
+    assert 0 < frozen.learning < frozen.parameters
+
+
+def test_a_multiplication_and_its_sum_are_two_operations():
+    """By hand: what a residual block more adds to every cell of its grid, and an encoder layer more to every token."""
+    config = recipe("lucid-xs")
+    model, backbone = config.model, config.model.backbone
+
+    def added(**changes):
+        return measure(replace(config, model=replace(model, **changes))).gflops - measure(config).gflops
+
+    depths = (backbone.depths[0], backbone.depths[1] + 1, *backbone.depths[2:])
+    channels, cells = 4 * backbone.width, (config.images.size // 8) ** 2
+    block = 2 * 2 * 9 * channels**2 * cells  # two convolutions of 3 × 3
+    assert added(backbone=replace(backbone, depths=depths)) == pytest.approx(block / 1e9, rel=1e-6)
+
+    tokens, width = (config.images.size // backbone.strides[-1]) ** 2, model.num_heads * model.head_dim
+    projections = 4 * 2 * tokens * model.d_model * width
+    attention = 2 * 2 * tokens**2 * width  # queries times keys, weights times values
+    feed_forward = 2 * 2 * tokens * model.d_model * model.feed_forward
+    expected = (projections + attention + feed_forward) / 1e9
+    assert added(encoder_layers=model.encoder_layers + 1) == pytest.approx(expected, rel=1e-6)

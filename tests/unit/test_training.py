@@ -73,6 +73,19 @@ def test_backbone_and_rest_have_their_own_rates_and_frozen_parts_none():
         assert rates.get(parameter) == expected, name
 
 
+def test_a_cosine_rises_stays_flat_and_falls_to_its_share():
+    config = OptimiserConfig(schedule="cosine", warmup=0.1, flat=0.6, final=0.2)
+    assert rate(0.05, config) == pytest.approx(0.5)
+    assert [rate(p, config) for p in (0.1, 0.3, 0.6)] == [1.0] * 3
+    assert rate(0.8, config) == pytest.approx(0.2 + 0.8 / 2)  # half way down
+    assert rate(0.7, config) == pytest.approx(0.2 + 0.8 * (1 + 2**-0.5) / 2)
+    assert rate(1.0, config) == pytest.approx(0.2)
+    later = replace(config, warmup=0.3, flat=0.0)  # without a flat part it falls from the end of the rise
+    assert [rate(p, later) for p in (0.3, 0.65)] == pytest.approx([1.0, 0.6])
+    falling = [rate(p / 100, config) for p in range(60, 101)]
+    assert falling == sorted(falling, reverse=True)
+
+
 def test_a_part_that_is_none_cannot_be_frozen():
     with pytest.raises(InputError, match=r"--freeze 'backbone.stages.9' is no part of the model: did you mean"):
         freeze(DETR(small_model()), ("backbone.stages.9",))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from lucidetr.config import TrainConfig
 from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
-from lucidetr.structures import Batch, Predictions
+from lucidetr.structures import Batch, Hints, Predictions
 from lucidetr.training.engine import FAST, Engine
 
 
@@ -26,8 +26,8 @@ def reference_engine() -> Engine:
     """Return the plain reference, reading the fast model's own parameters: gradients land where they belong."""
     from lucidetr.reference import engine
 
-    def forward(model: DETR, batch: Batch) -> Predictions:
+    def forward(model: DETR, batch: Batch, hints: Hints | None) -> Predictions:
         state = dict(model.named_parameters()) | dict(model.named_buffers())
-        return engine.predict(state, model.config, batch.images, batch.padding, training=model.training)
+        return engine.predict(state, model.config, batch.images, batch.padding, training=model.training, hints=hints)
 
     return Engine(forward=forward, loss=engine.loss)

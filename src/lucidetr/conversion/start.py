@@ -14,6 +14,7 @@ from lucidetr.fields import difference
 from lucidetr.models.detr import DETR
 
 CLASS_HEAD = re.compile(r"(heads|queries)\.(\d+\.)?category\.(weight|bias)")
+HINTS = "hints.label.weight"  # one row for each class, too
 QUERIES = re.compile(r"queries\.(\d+\.)?(position|box|content)")  # one row for each query
 # fields of the config that the function sees to itself, or that no tensor depends on
 FREE = {"num_classes", "num_queries", "dropout", "position_table", "residual_start"}
@@ -36,9 +37,11 @@ def start_from(model: DETR, state: Mapping[str, Tensor], card: ModelCard, catego
         _check_model(card.model, config)
         targets, notes = _targets(model), [f"all weights start from {card.recipe}"]
         if config.num_queries != card.model.num_queries:
-            for name in [name for name in targets if QUERIES.fullmatch(name)]:
+            own = [name for name in targets if QUERIES.fullmatch(name)]  # selected queries have none
+            for name in own:
                 del targets[name], state[name]
-            notes.append(f"the {config.num_queries} queries are new: the weights have {card.model.num_queries}")
+            if own:
+                notes.append(f"the {config.num_queries} queries are new: the weights have {card.model.num_queries}")
         if categories.names != card.categories.names:
             softmax = config.classification == "softmax"
             notes.append(_adapt_class_heads(targets, state, card.categories, categories, softmax))
@@ -55,9 +58,10 @@ def _adapt_class_heads(
 ) -> str:
     """Replace the weights' class heads by such for the wanted categories, and say how much of them is new."""
     kept = [(label, known.names.index(name)) for label, name in enumerate(wanted.names) if name in known.names]
-    rows = [*kept, (len(wanted), len(known))] if softmax else kept  # the last row of each: no object
-    new, old = torch.tensor(rows, dtype=torch.long).reshape(-1, 2).unbind(1)
-    for name in [name for name in targets if CLASS_HEAD.fullmatch(name)]:
+    no_object = [(len(wanted), len(known))] if softmax else []  # the last row of each
+    for name in [name for name in targets if CLASS_HEAD.fullmatch(name) or name == HINTS]:
+        rows = kept if name == HINTS else kept + no_object
+        new, old = torch.tensor(rows, dtype=torch.long).reshape(-1, 2).unbind(1)
         fresh = targets[name].detach().clone()
         fresh[new.to(fresh.device)] = state[name][old].to(fresh)
         state[name] = fresh

@@ -61,7 +61,8 @@ class DETR(nn.Module):
         start = self.queries(memory)
         groups = self.config.query_groups if self.training else 1
         if hints is not None and self.hints is not None:
-            start, groups = side_by_side([self.hints(hints), start]), groups + 1
+            queries = start.content.shape[1] // groups  # fewer than the config says where a picture has few tokens
+            start, groups = side_by_side([self.hints(hints, queries), start]), groups + 1
         predictions = self.decoder(start, memory, self.heads, groups).groups_as_layers(groups)
         return predictions.after(start.proposals) if start.proposals else predictions
 

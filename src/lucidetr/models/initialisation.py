@@ -21,8 +21,8 @@ def quieten(model: nn.Module, config: ModelConfig) -> None:
     for part in model.modules():
         if isinstance(part, (MultiHeadAttention, FeedForward)):
             last = part.output if isinstance(part, MultiHeadAttention) else part.contract
-            last.weight *= scale
-            last.bias *= scale
+            for parameter in last.parameters():
+                parameter.mul_(scale)
         elif config.backbone.zero_residual and (scale_of_norm := last_scale(part)) is not None:
             scale_of_norm.zero_()
 

@@ -137,9 +137,9 @@ class HintQueries(nn.Module):
         super().__init__()
         self.label = nn.Embedding(config.num_classes, config.d_model)
 
-    def forward(self, hints: Hints) -> Start:
-        """Return content and boxes of the hints."""
-        return Start(content=self.label(hints.labels), boxes_cxcywh=hints.boxes_cxcywh)
+    def forward(self, hints: Hints, number: int) -> Start:
+        """Return content and boxes of the first `number` hints."""
+        return Start(content=self.label(hints.labels[:, :number]), boxes_cxcywh=hints.boxes_cxcywh[:, :number])
 
 
 def side_by_side(groups: list[Start]) -> Start:

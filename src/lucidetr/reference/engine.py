@@ -15,7 +15,7 @@ from torch import Tensor
 from lucidetr.config import LossConfig, ModelConfig
 from lucidetr.reference.network import forward
 from lucidetr.reference.set_loss import Losses, Normalisers, set_loss
-from lucidetr.structures import Batch, Predictions
+from lucidetr.structures import Batch, Hints, Predictions
 
 
 @runtime_checkable
@@ -36,9 +36,12 @@ def predict(
     padding: Bool[Tensor, "batch height width"],
     generator: torch.Generator | None = None,
     training: bool = True,
+    hints: Hints | None = None,
 ) -> Predictions:
     """Return the predictions of every layer, dropout drawn from `generator`; nothing else is kept."""
-    predictions, _ = forward(state, config, images, padding, training=training, generator=generator, keep=())
+    predictions, _ = forward(
+        state, config, images, padding, hints=hints, training=training, generator=generator, keep=()
+    )
     return predictions
 
 

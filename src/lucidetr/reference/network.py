@@ -10,12 +10,12 @@ from lucidetr.config import ModelConfig
 from lucidetr.reference.backbone import backbone
 from lucidetr.reference.heads import absolute_boxes
 from lucidetr.reference.memory import remember
-from lucidetr.reference.queries import queries
+from lucidetr.reference.queries import hinted, queries, side_by_side
 from lucidetr.reference.refinement import moved_boxes
 from lucidetr.reference.scope import Scope
 from lucidetr.reference.trace import Keep, Trace
 from lucidetr.reference.transformer import decoder
-from lucidetr.structures import Predictions
+from lucidetr.structures import Hints, Predictions
 
 
 def forward(
@@ -24,6 +24,7 @@ def forward(
     images: Float[Tensor, "batch 3 height width"],
     padding: Bool[Tensor, "batch height width"],
     *,
+    hints: Hints | None = None,
     training: bool = False,
     generator: torch.Generator | None = None,
     keep: Keep = None,
@@ -33,22 +34,29 @@ def forward(
     `state` maps the names of the fast model's state_dict to tensors, of one dtype; gradients flow to those that
     ask for them. Images are normalised and zero where `padding` is True. When training, dropout draws from
     `generator`, and batch norm measures its own statistics and moves the running ones in `state`, in place.
+
+    Groups of queries are layers of their own: first the proposals of each, then what each says after each layer.
+    Where the config knows denoising, `hints` are one more group, ahead of the others.
     """
     trace = Trace(keep)
     here = Scope(state, config, trace, training, generator)
     maps = backbone(here.inside("backbone"), images)
     here.record("backbone", maps[-1])
     memory = remember(here, maps, padding)
-    start = queries(here.inside("queries"), memory)
+    start = own = queries(here.inside("queries"), memory)
+    if hints is not None and config.denoising > 0:
+        number = own.content.shape[1] // own.groups  # fewer than the config says where a picture has few tokens
+        start = side_by_side([hinted(here.inside("hints"), hints, number), own])
     if start.boxes_cxcywh is None:
         assert start.position is not None
-        hidden = decoder(here.inside("decoder"), start.content, start.position, memory)
+        hidden = decoder(here.inside("decoder"), start.content, start.position, memory, start.groups)
         predictions = absolute_boxes(here.inside("heads"), hidden)
     else:
-        predictions = moved_boxes(here, start.content, start.boxes_cxcywh, memory)
-    if start.proposals is not None:
-        predictions = stacked(start.proposals, predictions)
-    return groups_as_layers(predictions, here.groups), trace
+        predictions = moved_boxes(here, start, start.boxes_cxcywh, memory)
+    predictions = groups_as_layers(predictions, start.groups)
+    if own.proposals is not None:
+        predictions = stacked(groups_as_layers(own.proposals, own.groups), predictions)
+    return predictions, trace
 
 
 def stacked(first: Predictions, rest: Predictions) -> Predictions:

@@ -15,7 +15,7 @@ from lucidetr.reference.norms import layer_norm
 from lucidetr.reference.positions import cell_centres
 from lucidetr.reference.scope import Scope
 from lucidetr.reference.transformer import Memory
-from lucidetr.structures import Predictions
+from lucidetr.structures import Hints, Predictions
 
 ANCHOR_SIDE = 0.2  # a token's guess starts from a fifth of the picture
 SMALLEST_SIDE = 0.01  # of a start box: moves are in units of its sides
@@ -25,21 +25,36 @@ SMALLEST_SIDE = 0.01  # of a start box: moves are in units of its sides
 class Start:
     """Hold what queries bring along: content, and a position (learned queries) or a box (the others).
 
-    `proposals` is what selected queries said before the decoder, supervised as a layer of its own.
+    `proposals` is what selected queries said before the decoder, supervised as a layer of its own. The queries may be
+    several groups, as many in each, side by side.
     """
 
     content: Float[Tensor, "batch query d_model"]
     position: Float[Tensor, "batch query d_model"] | None = None
     boxes_cxcywh: Float[Tensor, "batch query 4"] | None = None
     proposals: Predictions | None = None
+    groups: int = 1
 
 
 def queries(here: Scope, memory: Memory) -> Start:
-    """Return the start of all groups, side by side; one group's weights carry no number."""
+    """Return the start of all groups, side by side; one group's weights carry no number.
+
+    Only the first group outlives training.
+    """
     begin = {"learned": learned, "anchors": anchors, "selected": selected}[here.config.queries]
     if here.config.query_groups == 1:
         return begin(here, memory)
-    return side_by_side([begin(here.inside(group), memory) for group in range(here.groups)])
+    groups = here.config.query_groups if here.training else 1
+    return side_by_side([begin(here.inside(group), memory) for group in range(groups)])
+
+
+def hinted(here: Scope, hints: Hints, number: int) -> Start:
+    """Return queries that start from noised truths: the box as it is, a learned vector for the label.
+
+    (Denoising: Li et al. 2022.) They learn what to do with a box that is nearly right, before the others can say one.
+    """
+    labels, boxes = hints.labels[:, :number], hints.boxes_cxcywh[:, :number]
+    return Start(content=here["label.weight"][labels], boxes_cxcywh=boxes)
 
 
 def side_by_side(starts: list[Start]) -> Start:
@@ -47,9 +62,12 @@ def side_by_side(starts: list[Start]) -> Start:
 
     >>> group = Start(content=torch.zeros(1, 3, 8), boxes_cxcywh=torch.zeros(1, 3, 4))
     >>> both = side_by_side([group, group])
-    >>> both.content.shape, both.boxes_cxcywh.shape, both.position
-    (torch.Size([1, 6, 8]), torch.Size([1, 6, 4]), None)
+    >>> both.content.shape, both.boxes_cxcywh.shape, both.position, both.groups
+    (torch.Size([1, 6, 8]), torch.Size([1, 6, 4]), None, 2)
     """
+    groups = sum(start.groups for start in starts)
+    sizes = {start.content.shape[1] / start.groups for start in starts}
+    assert len(sizes) == 1, f"groups of {sizes} queries: all must be of one size"
 
     def joined(parts: list[Tensor | None]) -> Tensor | None:
         """Return the parts that are there in one."""
@@ -67,6 +85,7 @@ def side_by_side(starts: list[Start]) -> Start:
         )
         if proposals
         else None,
+        groups=groups,
     )
 
 

@@ -14,29 +14,26 @@ from lucidetr.reference.boxes import move
 from lucidetr.reference.elementary import linear, relu
 from lucidetr.reference.heads import speak
 from lucidetr.reference.positions import octave_waves
+from lucidetr.reference.queries import Start
 from lucidetr.reference.scope import Scope
 from lucidetr.reference.transformer import Memory, decoder_layer, norm
 from lucidetr.structures import Predictions
 
 
-def moved_boxes(
-    here: Scope,
-    content: Float[Tensor, "batch query d_model"],
-    start_cxcywh: Float[Tensor, "batch query 4"],
-    memory: Memory,
-) -> Predictions:
+def moved_boxes(here: Scope, start: Start, start_cxcywh: Float[Tensor, "batch query 4"], memory: Memory) -> Predictions:
     """Return classes and boxes after every layer; `here` is the whole network, for decoder and heads take turns.
 
     A layer knows the reference box twice: as the queries' position, and as a bias on what they look at.
     """
-    reference, previous = start_cxcywh, start_cxcywh
+    content, reference, previous = start.content, start_cxcywh, start_cxcywh
     every_logits, every_boxes = [], []
     for layer in range(here.config.decoder_layers):
         decoder = here.inside("decoder")
         place = decoder.inside("layers").inside(layer)
         place.record("reference_cxcywh", reference)
         query_position = place.record("query_position", box_position(decoder.inside("position"), reference))
-        content = decoder_layer(place, content, query_position, memory, partial(box_bias, place, reference, memory))
+        bias = partial(box_bias, place, reference, memory)
+        content = decoder_layer(place, content, query_position, memory, start.groups, bias)
         hidden = place.record("hidden", norm(decoder.inside("norm"), content))
         logits, delta = speak(here.inside("heads"), layer, hidden)
         boxes, reference, previous = step(here.config.boxes, reference, previous, delta)

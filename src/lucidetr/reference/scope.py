@@ -38,11 +38,6 @@ class Scope:
     def __contains__(self, name: str) -> bool:
         return self.place + name in self.state
 
-    @property
-    def groups(self) -> int:
-        """Return how many groups of queries there are now: only the first outlives training."""
-        return self.config.query_groups if self.training else 1
-
     def record(self, name: str, value: Tensor) -> Tensor:
         """Put a value into the trace under this place's name, and return it."""
         self.trace.record(self.place + name, value)

@@ -109,17 +109,19 @@ def decoder_layer(
     content: Float[Tensor, "batch query d_model"],
     query_position: Float[Tensor, "batch query d_model"],
     memory: Memory,
+    groups: int = 1,
     box_bias: Callable[[Tensor], Tensor | None] = lambda _: None,
 ) -> Float[Tensor, "batch query d_model"]:
     """Return the queries after they agreed among themselves, looked at the image, and thought.
 
+    Each of the `groups`, as many queries in every one, agrees by itself.
     `box_bias` makes of the queries, as they are when they look, what is added to their scores for every token.
     """
     kind = here.config.decoder_block
 
     def agree(x: Tensor) -> Tensor:
         q = x + query_position
-        return attention(here.inside("self_attention"), q, q, x, bias=among_groups(here, x))
+        return attention(here.inside("self_attention"), q, q, x, bias=among_groups(x, groups))
 
     def look(x: Tensor) -> Tensor:
         q, k, padding = x + query_position, memory.tokens + memory.position, memory.padding.flatten(1)
@@ -133,19 +135,16 @@ def decoder_layer(
     return residual(here.inside("feed_forward_path"), kind, content, think)
 
 
-def among_groups(here: Scope, content: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "1 1 query query"] | None:
+def among_groups(content: Float[Tensor, "batch query d_model"], groups: int) -> Float[Tensor, "1 1 query query"] | None:
     """Return 0 between queries of one group and −∞ between those of two, or None where there is but one group.
 
-    >>> from lucidetr.config import ModelConfig
-    >>> from lucidetr.reference.trace import Trace
-    >>> here = Scope({}, ModelConfig(query_groups=2), Trace(), training=True)
-    >>> among_groups(here, torch.zeros(1, 4, 8))[0, 0, 1].tolist()
+    >>> among_groups(torch.zeros(1, 4, 8), groups=2)[0, 0, 1].tolist()
     [0.0, 0.0, -inf, -inf]
     """
-    if here.groups == 1:
+    if groups == 1:
         return None
     queries = content.shape[1]
-    group = torch.arange(queries, device=content.device) // (queries // here.groups)
+    group = torch.arange(queries, device=content.device) // (queries // groups)
     return torch.where(group[:, None] == group[None, :], 0.0, -torch.inf)[None, None]
 
 
@@ -154,11 +153,12 @@ def decoder(
     content: Float[Tensor, "batch query d_model"],
     query_position: Float[Tensor, "batch query d_model"],
     memory: Memory,
+    groups: int,
 ) -> Float[Tensor, "layer batch query d_model"]:
     """Return the content after each layer, each through the same norm: the heads read them all."""
     hidden = []
     for index in range(here.config.decoder_layers):
         place = here.inside("layers").inside(index)
-        content = decoder_layer(place, content, query_position, memory)
+        content = decoder_layer(place, content, query_position, memory, groups)
         hidden.append(place.record("hidden", norm(here.inside("norm"), content)))
     return torch.stack(hidden)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from lucidetr.config import TrainConfig
+from lucidetr.errors import InputError
 from lucidetr.fields import from_dict
 from lucidetr.models.size import measure
 from lucidetr.recipes import LADDER, LUCID_XS, Rung, climb, without
@@ -132,9 +133,12 @@ def spread(results: list[Result]) -> str:
 
 
 def footnotes(results: list[Result]) -> list[str]:
-    """Return under which conditions the table was measured."""
+    """Return under which conditions the table was measured; runs of several minutes or data sets are an InputError."""
     if not results:
         return ["Nothing measured yet: lucidetr study ladder --out DIR"]
+    conditions = {(r.minutes, r.data) for r in results}
+    if len(conditions) > 1:
+        raise InputError(f"runs of different minutes or data cannot share a table: {sorted(conditions)}")
     some = results[0]
     seeds, threads = len({r.seed for r in results}), sorted({r.threads for r in results})
     return [

@@ -37,8 +37,10 @@ def choose(annotations: Annotations, gpu: bool) -> tuple[TrainConfig, list[str]]
     )
     reasons = [
         f"{len(annotations)} images of about {own} pixels; small objects take {small:.1%} of a side: "
-        f"{SMALL_OBJECT} pixels of them need a side of {round(wanted)}"
+        f"to show them with {SMALL_OBJECT} pixels, a side of {round(SMALL_OBJECT / small)} is needed"
     ]
+    if wanted == own:
+        reasons.append(f"the pictures have no more than {own} themselves")
     if name == "lucid-m" and len(annotations) >= MANY_IMAGES:
         name, reasons = "lucid-l", [*reasons, f"{len(annotations)} images are enough for the largest member"]
     if not gpu and wanted > high:

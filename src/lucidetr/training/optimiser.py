@@ -28,32 +28,15 @@ def learning_mode(model: nn.Module, frozen: tuple[str, ...]) -> None:
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
     """Return AdamW over what learns; each group keeps its peak rate under "peak"."""
-    parts: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    parts: dict[str, list[nn.Parameter]] = {"backbone": [], "rest": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "backbone" if name.startswith("backbone.") else "rest"
-            decays = config.decay == "all" or is_matrix(name, parameter)
-            parts.setdefault((part, decays), []).append(parameter)
+            parts["backbone" if name.startswith("backbone.") else "rest"].append(parameter)
     peaks = {"backbone": config.backbone_lr, "rest": config.lr}
-    groups = [
-        {"params": ps, "lr": peaks[part], "peak": peaks[part], "weight_decay": config.weight_decay * decays}
-        for (part, decays), ps in parts.items()
-    ]
+    groups = [{"params": ps, "lr": peaks[part], "peak": peaks[part]} for part, ps in parts.items() if ps]
     if not groups:
         raise InputError("every part of the model is frozen: leave something to learn out of --freeze")
-    return torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)
-
-
-def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether a parameter multiplies features: no bias, norm, query or table of positions does.
-
-    >>> vector, matrix = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, 2))
-    >>> is_matrix("encoder.norm.weight", vector), is_matrix("heads.category.weight", matrix)
-    (False, True)
-    >>> is_matrix("queries.position", matrix)
-    False
-    """
-    return parameter.dim() > 1 and name.endswith(".weight")
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
 def rate(progress: float, config: OptimiserConfig) -> float:

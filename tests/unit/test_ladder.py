@@ -1,0 +1,163 @@
+"""The ladder from one family to the other, and the study that measures it."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from lucidetr.fields import difference, from_dict, to_dict
+from lucidetr.recipes import DETR_XS, LADDER, LUCID_XS, climb, without
+from lucidetr.studies import ladder
+from lucidetr.studies.ladder import Result, contenders, ladder_page, read_results, run_study
+from run_tools import tiny
+
+
+def test_each_rung_differs_from_the_one_below_in_its_own_fields_alone():
+    rungs = list(climb())
+    assert [rung for rung, _ in rungs] == list(LADDER)
+    below = DETR_XS
+    for rung, config in rungs:
+        assert set(difference(config, below)) == set(rung.changes), rung.name
+        assert rung.says.strip()
+        below = config
+    assert rungs[0][1] == DETR_XS
+
+
+def test_the_last_rung_is_lucid_xs_but_for_its_name():
+    *_, (_, last) = climb()
+    assert difference(last, LUCID_XS) == {"recipe": (DETR_XS.recipe, LUCID_XS.recipe)}
+
+
+def test_rungs_have_names_of_their_own_and_carry_only_later_ones():
+    names = [rung.name for rung in LADDER]
+    assert len(set(names)) == len(names)
+    for place, rung in enumerate(LADDER):
+        assert set(rung.carries) <= set(names[place + 1 :]), rung.name
+
+
+@pytest.mark.parametrize("rung", LADDER[1:], ids=lambda r: r.name)
+def test_without_a_rung_only_its_fields_and_those_it_carries_are_as_they_were(rung):
+    config = without(rung)
+    assert config.recipe == f"{LUCID_XS.recipe} without {rung.name}"
+    taken = {field for r in LADDER if r.name in (rung.name, *rung.carries) for field in r.changes}
+    changed = difference(config, LUCID_XS)
+    assert set(changed) - {"recipe"} <= taken
+    assert set(changed) & set(rung.changes), "it makes no difference"
+    before = next(c for r, c in zip(LADDER, below(), strict=True) if r.name == rung.name)
+    for field in rung.changes:
+        assert value(config, field) == value(before, field), field
+    assert from_dict(type(config), to_dict(config)) == config  # it is one that can be
+
+
+def below():
+    """Return the config under each rung."""
+    return [DETR_XS, *(config for _, config in climb())][:-1]
+
+
+def value(config, name):
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def test_every_rung_and_every_absence_is_measured():
+    kinds = [(kind, name) for kind, name, _ in contenders()]
+    rungs = [rung.name for rung in LADDER]
+    assert kinds == [("rung", name) for name in rungs] + [("without", name) for name in rungs[1:]]
+
+
+SECOND = 1 / 60
+
+
+@pytest.fixture
+def two(monkeypatch, tmp_path):
+    """Let the study have two contenders that learn in no time."""
+    quick = replace(tiny(""), steps=0)
+    slow = replace(quick, optimiser=replace(quick.optimiser, lr=1e-6))
+    monkeypatch.setattr(ladder, "contenders", lambda: iter([("rung", "detr-xs", quick), ("without", "rate", slow)]))
+    return tmp_path / "study" / "ladder.jsonl", quick.data
+
+
+def test_a_study_writes_a_line_for_each_run_and_does_nothing_twice(two, monkeypatch, capsys):
+    file, data = two
+    run_study(file, SECOND, seeds=1, data=data)
+    results = read_results(file)
+    assert [(r.kind, r.name, r.seed) for r in results] == [("rung", "detr-xs", 0), ("without", "rate", 0)]
+    for result in results:
+        assert result.steps > 0
+        assert result.images_per_second > 0
+        assert 0 <= result.ap <= result.ap50 <= 1
+        assert (result.minutes, result.data) == (SECOND, data)
+    assert "without rate, seed 0: AP" in capsys.readouterr().out
+    before = file.read_bytes()
+    monkeypatch.setattr(ladder, "train", None)  # whoever trains now fails
+    run_study(file, SECOND, seeds=1, data=data)
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.fixture
+def counted(two, monkeypatch):
+    """Let runs take no time at all, and say which were asked for."""
+    asked = []
+
+    def run_one(kind, name, config):
+        asked.append((kind, name, config.seed))
+        return result(kind=kind, name=name, seed=config.seed, minutes=config.minutes, data=config.data)
+
+    monkeypatch.setattr(ladder, "run_one", run_one)
+    return *two, asked
+
+
+def result(**values):
+    base = {"kind": "rung", "name": "detr-xs", "seed": 0, "minutes": SECOND, "threads": 1, "data": "x", "ap": 0.25}
+    base |= {"ap50": 0.5, "steps": 10, "images_per_second": 20.0, "precision": "fp32", "commit": "", "machine": "m"}
+    return Result(**(base | values))
+
+
+def test_two_parts_share_the_work_without_doing_any_twice(counted):
+    file, data, asked = counted
+    run_study(file, SECOND, seeds=3, part=(1, 2), data=data)
+    first, asked[:] = list(asked), []
+    run_study(file, SECOND, seeds=3, part=(2, 2), data=data)
+    assert first
+    assert asked
+    assert set(first).isdisjoint(asked)
+    everything = {(kind, name, seed) for kind, name, _ in ladder.contenders() for seed in range(3)}
+    assert {*first, *asked} == everything
+    assert len(first) + len(asked) == len(everything)
+    asked.clear()
+    run_study(file, SECOND, seeds=4, data=data)  # one seed more: only that is new
+    assert {seed for _, _, seed in asked} == {3}
+
+
+def test_runs_of_another_length_or_data_do_not_count(counted):
+    file, data, asked = counted
+    run_study(file, SECOND, seeds=1, data=data)
+    for minutes, other in ((2 * SECOND, data), (SECOND, data + "&seed=1")):
+        asked.clear()
+        run_study(file, minutes, seeds=1, data=other)
+        assert len(asked) == 2
+
+
+def test_the_page_shows_mean_and_deviation_over_the_seeds(tmp_path, monkeypatch):
+    file = tmp_path / "ladder.jsonl"
+    first, second = LADDER[0].name, LADDER[1].name
+    monkeypatch.setattr(ladder, "climb", lambda: list(climb())[:2])
+    runs = [result(name=first, seed=seed, ap=ap) for seed, ap in enumerate((0.1, 0.2, 0.3))]
+    runs += [result(name=second, ap=0.4, images_per_second=33.4), result(kind="without", name=second, ap=0.6)]
+    file.write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
+    head, _, *rows = ladder_page(file).split("\n\n")[0].splitlines()
+    assert head.count("|") == rows[0].count("|") == rows[1].count("|")
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert [row[0] for row in cells] == [first, second]
+    assert cells[0][-3:] == ["20", "0.200 ± 0.100", "–"]
+    assert cells[1][-3:] == ["33", "0.400", "0.600"]
+    assert "3 seed(s)" in ladder_page(file)
+
+
+def test_a_page_without_a_measurement_says_how_to_make_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(ladder, "climb", lambda: list(climb())[:1])
+    page = ladder_page(tmp_path / "nothing.jsonl")
+    assert "| – | – | – |" in page
+    assert page.endswith("Nothing measured yet: lucidetr study ladder --out DIR")
