@@ -68,7 +68,7 @@ LUCID_XS = TrainConfig(
         box_bias="gaussian",
         dropout=0.0,
     ),
-    loss=LossConfig(classification="mal", cost_class=2.0, weight_class=2.0),
+    loss=LossConfig(classification="mal", cost_class=2.0),
     images=ImageConfig(resize="square", size=128),
     augmentation=AugmentationConfig(flip=0.0, scales=(), crop=0.0, zoom=0.3, shift=0.1, colour=0.2, until=0.9),
     optimiser=OptimiserConfig(
@@ -192,12 +192,7 @@ LADDER = (
     Rung(
         "sigmoid",
         "a sigmoid for each class and focal loss, no slot for no object",
-        {
-            "model.classification": "sigmoid",
-            "loss.classification": "focal",
-            "loss.cost_class": 2.0,
-            "loss.weight_class": 2.0,
-        },
+        {"model.classification": "sigmoid", "loss.classification": "focal", "loss.cost_class": 2.0},
         carries=("selected", "mal"),
     ),
     Rung(
