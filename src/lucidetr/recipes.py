@@ -68,7 +68,7 @@ LUCID_XS = TrainConfig(
         box_bias="gaussian",
         dropout=0.0,
     ),
-    loss=LossConfig(classification="mal", cost_class=2.0),
+    loss=LossConfig(classification="mal", cost_class=2.0, weight_class=0.5),
     images=ImageConfig(resize="square", size=128),
     augmentation=AugmentationConfig(flip=0.0, scales=(), crop=0.0, zoom=0.3, shift=0.1, colour=0.2, until=0.9),
     optimiser=OptimiserConfig(
@@ -205,6 +205,7 @@ LADDER = (
     Rung("twice", "a layer learns from the next one's box, too", {"model.boxes": "refined_twice"}),
     Rung("selected", "queries start from the tokens that look most like objects", {"model.queries": "selected"}),
     Rung("mal", "the score of a match shall be its overlap", {"loss.classification": "mal"}),
+    Rung("boxes-first", "classes weigh half of what they weigh in the paper", {"loss.weight_class": 0.5}),
     Rung("bell", "cross-attention knows the box: a bell for each head", {"model.box_bias": "gaussian"}),
     Rung("average", "a moving average of the weights is what counts", {"optimiser.ema": 0.03}),
     Rung("tail", "the last tenth of the run sees pictures as they are", {"augmentation.until": 0.9}),

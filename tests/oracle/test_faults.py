@@ -61,8 +61,8 @@ FAULTS = {
     "models/queries.py start": ("place, size = boxes.detach().split", "place, size = boxes.split"),
     "models/queries.py groups": ("else [self[0]]", "else [self[-1]]"),
     "models/detr.py hints": (
-        "side_by_side([self.hints(hints), start])",
-        "side_by_side([start, self.hints(hints)])",
+        "side_by_side([self.hints(hints, queries), start])",
+        "side_by_side([start, self.hints(hints, queries)])",
     ),
     "models/detr.py proposals": (
         "predictions.after(start.proposals) if",
