@@ -6,10 +6,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +37,21 @@ def processor() -> str:
     return f"{len(names)} × {names[0]}" if names else platform.processor()
 
 
+def provenance(benchmark: str, libraries: Sequence[str]) -> dict[str, Any]:
+    """Return what every line of results begins with: what was run when, by which code, on what machine."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {
+        "benchmark": benchmark,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.orig_argv[1:]),
+        "commit": commit.stdout.strip(),
+        "machine": processor(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "versions": {name: version(name) for name in libraries},
+    }
+
+
 def report(benchmark: str, seconds: dict[str, list[float]], mine: str, settings: dict) -> None:
     """Print medians and ratios to ours, and append one JSON line to results.jsonl."""
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -43,18 +59,7 @@ def report(benchmark: str, seconds: dict[str, list[float]], mine: str, settings:
     for name, median in medians.items():
         low, high = min(seconds[name]), max(seconds[name])
         print(f"  {name:28} {median:8.3f} s ({low:.3f} … {high:.3f}), {median / medians[mine]:.2f} × lucidetr's time")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    line = {
-        "benchmark": benchmark,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.orig_argv[1:]),
-        "commit": commit.stdout.strip(),
-        "machine": processor(),
-        "amx": torch.cpu._is_amx_tile_supported(),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("lucidetr", "torch", "transformers")},
-        "settings": settings,
-        "seconds": seconds,
-    }
+    line = provenance(benchmark, ("lucidetr", "torch", "transformers"))
+    line |= {"threads": torch.get_num_threads(), "settings": settings, "seconds": seconds}
     with open(RESULTS, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import alternate
 from lucidetr.config import TrainConfig
-from lucidetr.data.batching import build_augmentation, evaluation_batches, training_steps
+from lucidetr.data.batching import CountFrom, build_augmentation, evaluation_batches, training_steps
 from lucidetr.data.dataset import Dataset, open_training_data
 from lucidetr.errors import InputError, did_you_mean
 from lucidetr.evaluation.coco import Metrics, evaluate
@@ -236,7 +236,7 @@ def training_batches(config: TrainConfig, dataset: Dataset, clock: Clock) -> Gen
         seed=config.seed,
         batch=config.batch,
         micro_batch=config.batch,
-        progress=lambda step: clock.progress,
+        numbers=CountFrom(progress=lambda step: clock.progress),
     )
 
 

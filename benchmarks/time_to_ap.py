@@ -10,20 +10,17 @@ several rates and batches, found by shorter trials. What a file of results holds
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 
-from benchmarks.measure import processor
+from benchmarks.measure import provenance
 from benchmarks.peers import PEERS, Course, Way, measure_ways, train_peer
 from lucidetr.config import OptimiserConfig, TrainConfig
 from lucidetr.data.dataset import Dataset, open_dataset
@@ -32,6 +29,7 @@ from lucidetr.errors import InputError, did_you_mean
 from lucidetr.evaluation.coco import evaluate
 from lucidetr.evaluation.detect import detect
 from lucidetr.recipes import RECIPES, recipe
+from lucidetr.studies.ladder import spread
 from lucidetr.training.loop import train
 from lucidetr.training.run_log import read_metrics
 
@@ -111,19 +109,7 @@ class Journal:
 
     def add(self, settings: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         """Append one line with the settings, the machine and the code, and return it."""
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=False)
-        line = {
-            "benchmark": "time_to_ap",
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join(sys.orig_argv[1:]),
-            "commit": commit.stdout.strip(),
-            "machine": processor(),
-            "amx": torch.cpu._is_amx_tile_supported(),
-            "versions": {name: version(name) for name in LIBRARIES},
-            "settings": settings,
-            **result,
-        }
+        line = provenance("time_to_ap", LIBRARIES) | {"settings": settings, **result}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -347,14 +333,6 @@ def table(curves: Sequence[Curve]) -> str:
     runs = "; ".join(f"{curve.name} {spread([line['AP'] for line in curve.lines])}" for curve in curves)
     sentences = [sooner(mine, theirs) for theirs in curves if not theirs.ours for mine in curves if mine.ours]
     return "\n".join([text, "", f"AP at the end (± deviation over seeds): {runs}.", *sentences])
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return the mean, and the deviation where there are several values."""
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 def sooner(mine: Curve, theirs: Curve) -> str:

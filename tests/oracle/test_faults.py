@@ -20,6 +20,7 @@ FAULTS = {
         "self.contract(self.dropout(F.relu(self.expand(x))))",
         "self.dropout(self.contract(F.relu(self.expand(x))))",
     ),
+    "layers/feed_forward.py two": ("self.output(F.relu(self.hidden(x)))", "self.output(self.hidden(x))"),
     "layers/norms.py": ("(self.running_var + self.eps).rsqrt()", "self.running_var.rsqrt()"),
     "layers/positions.py": ("column / (column[:, :, -1:] + 1e-6)", "column / (column.shape[2] + 1e-6)"),
     "layers/positions.py octaves": ("MOST_WAVES**exponent", "2**exponent"),
@@ -33,8 +34,8 @@ FAULTS = {
         "middle = (centre + shape[..., :2])",
     ),
     "layers/box_bias.py rpb": (
-        "self.y(y, height, grid.rows), self.x(x, width, grid.columns)",
-        "self.y(y, height, grid.rows), self.x(x, height, grid.columns)",
+        "along_one_axis(self.x, x, width, grid.columns)",
+        "along_one_axis(self.x, x, height, grid.columns)",
     ),
     "layers/box_bias.py stretch": ("distance.sign() * torch.log2", "torch.log2"),
     "layers/residual.py": (
@@ -90,7 +91,7 @@ FAULTS = {
     "criterion/matcher.py focal": ("focal(logits, torch.ones_like(logits)) - ", ""),
     "criterion/set_loss.py": ("iou(found_xyxy, truth_xyxy).detach()", "giou(found_xyxy, truth_xyxy).detach()"),
     "criterion/set_loss.py groups": ("1.0) * groups", "1.0)"),
-    "criterion/classification.py": ("weight[-1] = config.no_object", "weight[0] = config.no_object"),
+    "criterion/classification.py": ("weight[-1] = no_object", "weight[0] = no_object"),
     "criterion/classification.py focal": ("alpha * wrong**GAMMA", "alpha * wrong.detach() ** GAMMA"),
     "criterion/classification.py varifocal": ("(1 - yes) + quality", "(1 - yes) + yes"),
     "criterion/classification.py ia_bce": (".clamp(min=SMALLEST_TARGET)", ""),

@@ -14,7 +14,7 @@ from lucidetr.categories import Categories
 from lucidetr.config import AugmentationConfig, ImageConfig
 from lucidetr.data.annotations import Annotations
 from lucidetr.data.batch_augmentation import BatchAugmentation, coloured, draw, factors, mosaic
-from lucidetr.data.batching import build_augmentation, evaluation_batches, training_steps
+from lucidetr.data.batching import CountFrom, build_augmentation, evaluation_batches, training_steps
 from lucidetr.data.dataset import Dataset, open_dataset
 from lucidetr.data.transforms import Augmentation
 from lucidetr.errors import InputError
@@ -166,7 +166,7 @@ def test_images_grow_with_the_run(full_size_at, sides):
     dataset = open_dataset(FEW, "train")
     config = replace(EVERYTHING, start_size=0.5, full_size_at=full_size_at, until=0.8)
     images = replace(SQUARE, size=128)
-    how = {"seed": 0, "batch": 2, "micro_batch": 2, "progress": lambda step: step / 5}
+    how = {"seed": 0, "batch": 2, "micro_batch": 2, "numbers": CountFrom(progress=lambda step: step / 5)}
     for workers in (0, 2):
         steps = training_steps(dataset, images, build_augmentation(config, images), **how, workers=workers)
         assert [next(steps)[0].images.shape[-1] for _ in range(5)] == sides
@@ -198,12 +198,13 @@ def test_a_sample_is_the_same_bit_for_bit_whoever_makes_it_and_with_whom(workers
     dataset = open_dataset(FEW, "train")
     config = replace(EVERYTHING, start_size=0.7, full_size_at=0.9)
     change = build_augmentation(config, SQUARE)
-    how = {"seed": 3, "batch": 7, "progress": lambda step: step / 6}
+    how = {"seed": 3, "batch": 7}
+    begun, later = CountFrom(0, lambda step: step / 6), CountFrom(1, lambda step: step / 6)
     threads = torch.get_num_threads()
-    whole = training_steps(dataset, SQUARE, change, **how, micro_batch=7)
+    whole = training_steps(dataset, SQUARE, change, **how, micro_batch=7, numbers=begun)
     next(whole)
     torch.set_num_threads(2 if threads == 1 else 1)
-    cut = training_steps(dataset.keep(1.0), SQUARE, change, **how, micro_batch=3, start=1, workers=workers)
+    cut = training_steps(dataset.keep(1.0), SQUARE, change, **how, micro_batch=3, numbers=later, workers=workers)
     for _ in range(5):
         (a,), parts = next(whole), next(cut)
         assert [len(part) for part in parts] == [3, 3, 1]
@@ -232,8 +233,8 @@ def test_towards_the_end_samples_are_those_of_evaluation(images):
     config = config if images.resize == "square" else replace(config, mosaic=0.0)
     how = {"seed": 0, "batch": 12, "micro_batch": 12}
     change = build_augmentation(config, images)
-    (before,) = next(training_steps(dataset, images, change, **how, progress=lambda step: 0.49))
-    (after,) = next(training_steps(dataset, images, change, **how, progress=lambda step: 0.5))
+    (before,) = next(training_steps(dataset, images, change, **how, numbers=CountFrom(0, lambda step: 0.49)))
+    (after,) = next(training_steps(dataset, images, change, **how, numbers=CountFrom(0, lambda step: 0.5)))
     (expected,) = evaluation_batches(dataset, images, 12)
     order = [i - 1 for i in after.image_ids]
     assert before.image_ids == after.image_ids

@@ -14,7 +14,7 @@ from lucidetr.recipes import recipe
 from lucidetr.training import choice
 from lucidetr.training.choice import MEMBERS, choose, object_shares
 
-RANGE = {name: (low, high) for name, low, high, _ in MEMBERS}
+RANGE = {member.name: (member.low, member.high) for member in MEMBERS}
 RANGE["lucid-l"] = RANGE["lucid-m"]
 
 

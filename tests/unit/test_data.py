@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lucidetr.config import AugmentationConfig, ImageConfig, TrainConfig
-from lucidetr.data.batching import evaluation_batches, step_samples, training_steps
+from lucidetr.data.batching import CountFrom, evaluation_batches, step_samples, training_steps
 from lucidetr.data.dataset import Dataset, open_dataset, open_training_data
 from lucidetr.data.decoding import as_image, read_image
 from lucidetr.data.digits import DigitsConfig, parse
@@ -176,7 +176,7 @@ def test_batches_do_not_depend_on_where_a_run_starts_or_who_reads(workers):
     whole = training_steps(dataset, config.images, change, **how)
     for _ in range(2):
         next(whole)
-    later = training_steps(dataset, config.images, change, **how, start=2, workers=workers)
+    later = training_steps(dataset, config.images, change, **how, numbers=CountFrom(2), workers=workers)
     for _ in range(2):
         for a, b in zip(next(whole), next(later), strict=True):
             assert a.image_ids == b.image_ids

@@ -5,29 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lucid_tools import TINY
 from lucidetr.boxes import cxcywh_to_xyxy, iou
-from lucidetr.config import BackboneConfig, ModelConfig
 from lucidetr.criterion.denoising import draw_hints
 from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.structures import Batch
 
-MODEL = ModelConfig(
-    backbone=BackboneConfig(name="convnet", width=4, norm="batch"),
-    num_classes=3,
-    classification="sigmoid",
-    d_model=16,
-    num_heads=2,
-    head_dim=8,
-    feed_forward=16,
-    encoder_layers=1,
-    decoder_layers=2,
-    num_queries=4,
-    queries="selected",
-    boxes="refined",
-    dropout=0.0,
-    denoising=0.4,
-)
+MODEL = replace(TINY, decoder_layers=2, fused=(), num_queries=4, queries="selected", denoising=0.4)
 
 
 def batch_of(*counts: int) -> Batch:
@@ -108,7 +93,7 @@ def test_hints_are_one_more_group_that_the_others_do_not_see():
 
 def test_hints_need_queries_with_boxes():
     with pytest.raises(InputError, match=r"model\.denoising needs queries that start from a box"):
-        replace(MODEL, queries="learned", boxes="absolute")
+        replace(MODEL, queries="learned", boxes="absolute", box_bias="none")
 
 
 @pytest.mark.parametrize("side", [64, 32])

@@ -13,12 +13,14 @@ def run(arguments: list[str]) -> None:
     if not arguments:
         raise InputError(f"what on? lucidetr train [RECIPE] --data DATA …; RECIPE is one of {', '.join(RECIPES)}")
     name, options = (arguments[0], arguments[1:]) if named else ("lucid-xs", arguments)
+    program = f"lucidetr train {name if named else '[RECIPE]'}"
     base = recipe(name)
-    if any(option.split("=")[0] == "--weights" for option in options):
-        base = fine_tuned(base)
-    config = tyro.cli(TrainConfig, default=base, args=options, prog=f"lucidetr train {name if named else '[RECIPE]'}")
+    config = tyro.cli(TrainConfig, default=base, args=options, prog=program)
     if not named:
-        config = choose_for(config, options)
+        base = choose_for(config)
+    if config.weights:
+        base = fine_tuned(base)
+    config = tyro.cli(TrainConfig, default=base, args=options, prog=program)
 
     from lucidetr.cli.engines import choose_engine
     from lucidetr.inspection.curves import draw_curves
@@ -28,8 +30,8 @@ def run(arguments: list[str]) -> None:
     print(f"curves: {draw_curves(folder, folder / 'curves.png')}")
 
 
-def choose_for(config: TrainConfig, options: list[str]) -> TrainConfig:
-    """Return the recipe that fits the data with the options on top, and say why it was chosen."""
+def choose_for(config: TrainConfig) -> TrainConfig:
+    """Return the recipe that fits the config's data, and say why it was chosen."""
     from lucidetr.data.dataset import open_training_data
     from lucidetr.training.choice import choose
     from lucidetr.training.precision import choose_device
@@ -38,6 +40,4 @@ def choose_for(config: TrainConfig, options: list[str]) -> TrainConfig:
     chosen, reasons = choose(train_set.annotations, gpu=choose_device(config.device).type != "cpu")
     for reason in reasons:
         print(reason)
-    if config.weights:
-        chosen = fine_tuned(chosen)
-    return tyro.cli(TrainConfig, default=chosen, args=options, prog="lucidetr train")
+    return chosen

@@ -22,13 +22,12 @@ Logits = Float[Tensor, "*any category"]
 def softmax_loss(
     logits: Float[Tensor, "layer batch query category"],
     labels: Int[Tensor, "layer batch query"],
-    overlap: Float[Tensor, "layer batch query"],
-    config: LossConfig,
+    no_object: float,
 ) -> Float[Tensor, "layer batch query"]:
     """Return −log probability of the label; −1 stands for no object, the last slot, which weighs `no_object`."""
     slots = logits.shape[-1]
     weight = logits.new_ones(slots)
-    weight[-1] = config.no_object
+    weight[-1] = no_object
     target = labels.where(labels >= 0, slots - 1)
     return F.cross_entropy(logits.flatten(0, -2), target.flatten(), weight, reduction="none").view_as(target)
 
@@ -37,12 +36,12 @@ def sigmoid_loss(
     logits: Float[Tensor, "layer batch query category"],
     labels: Int[Tensor, "layer batch query"],
     overlap: Float[Tensor, "layer batch query"],
-    config: LossConfig,
+    kind: str,
 ) -> Float[Tensor, "layer batch query"]:
     """Return the loss of all classes' yes or no, `overlap` being the IoU of a matched box with its object."""
     yes = F.one_hot(labels.clamp(min=0), logits.shape[-1]) * (labels >= 0)[..., None]
     quality = yes * overlap.detach().clamp(0, 1)[..., None]
-    return SIGMOID_LOSSES[config.classification](logits, yes.to(logits.dtype), quality).sum(-1)
+    return SIGMOID_LOSSES[kind](logits, yes.to(logits.dtype), quality).sum(-1)
 
 
 def focal(logits: Logits, yes: Logits, quality: Logits | None = None) -> Logits:
@@ -87,5 +86,6 @@ def classification_loss(
     config: LossConfig,
 ) -> Float[Tensor, "layer batch query"]:
     """Return the loss that the config names; `labels` are −1 and `overlap` means nothing where nothing is matched."""
-    loss = softmax_loss if config.classification == "cross_entropy" else sigmoid_loss
-    return loss(logits, labels, overlap, config)
+    if config.classification == "cross_entropy":
+        return softmax_loss(logits, labels, config.no_object)
+    return sigmoid_loss(logits, labels, overlap, config.classification)

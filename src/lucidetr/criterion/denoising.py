@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lucidetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from lucidetr.models.queries import SMALLEST_START
 from lucidetr.structures import Batch, Hints
 
 FLIPPED = 0.25  # share of the labels that lie
-SMALLEST_SIDE = 0.01
 
 
 def draw_hints(batch: Batch, number: int, num_classes: int, noise: float, generator: torch.Generator) -> Hints:
@@ -40,6 +40,6 @@ def draw_hints(batch: Batch, number: int, num_classes: int, noise: float, genera
     corners = cxcywh_to_xyxy(boxes) + shift.to(boxes) * boxes[..., 2:].repeat(1, 1, 2) / 2
     low, high = corners.clamp(0, 1).split(2, dim=-1)
     noised = xyxy_to_cxcywh(torch.cat([torch.minimum(low, high), torch.maximum(low, high)], dim=-1))
-    noised = torch.cat([noised[..., :2], noised[..., 2:].clamp(min=SMALLEST_SIDE)], dim=-1)
+    noised = torch.cat([noised[..., :2], noised[..., 2:].clamp(min=SMALLEST_START)], dim=-1)
     labels = torch.where(lie.to(device) | empty, false.to(device), batch.labels.gather(1, which))
     return Hints(boxes_cxcywh=torch.where(empty[..., None], anywhere.to(boxes), noised), labels=labels)

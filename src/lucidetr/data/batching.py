@@ -5,8 +5,10 @@ is taken up again in the middle sees the same samples, and so does any number of
 """
 
 import functools
+import itertools
 import signal
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -71,6 +73,21 @@ def at_the_start(step: int) -> float:
     return 0.0
 
 
+@dataclass(frozen=True)
+class CountFrom:
+    """Count steps from `start` on, without end, and say what share of the run is done when each is made."""
+
+    start: int = 0
+    progress: Callable[[int], float] = at_the_start
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        for step in itertools.count(self.start):
+            yield step, self.progress(step)
+
+
+FROM_THE_START = CountFrom()
+
+
 class _Steps(TorchDataset):
     """Make the batches of one optimiser step, by its number and progress: what a worker process is asked for."""
 
@@ -117,21 +134,19 @@ def training_steps(
     seed: int,
     batch: int,
     micro_batch: int,
-    start: int = 0,
     workers: int = 0,
-    progress: Callable[[int], float] = at_the_start,
+    numbers: CountFrom = FROM_THE_START,
 ) -> Generator[list[Batch], None, None]:
-    """Yield the batches of each optimiser step from `start` on, without end, each step as parts of `micro_batch`.
+    """Yield the batches of each optimiser step that `numbers` counts, each step as parts of `micro_batch`.
 
-    `progress` says what share of the run is done when step number i is made; it is asked in this process, up to
-    two steps for each worker ahead of the step that is taken.
+    The counting is done in this process, up to two steps for each worker ahead of the step that is taken.
     """
     steps = _Steps(dataset, images, augmentation, seed, (batch, micro_batch))
     own = torch.Generator()  # the loader draws a number when it starts; not from the model's random state
     loader = DataLoader(
         steps,
         batch_size=None,
-        sampler=_CountFrom(start, progress),
+        sampler=numbers,
         num_workers=workers,
         generator=own,
         worker_init_fn=leave_signals,
@@ -153,19 +168,6 @@ def leave_signals(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
-
-
-class _CountFrom:
-    """Count upwards without end, saying the progress of each step; the loader's workers take them in turn."""
-
-    def __init__(self, start: int, progress: Callable[[int], float]):
-        self.start, self.progress = start, progress
-
-    def __iter__(self) -> Iterator[tuple[int, float]]:
-        step = self.start
-        while True:
-            yield step, self.progress(step)
-            step += 1
 
 
 def evaluation_batches(dataset: Dataset, images: ImageConfig, batch: int) -> Iterator[Batch]:

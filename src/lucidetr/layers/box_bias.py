@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from lucidetr.layers.feed_forward import TwoLayers
 
 SMALLEST_WIDTH = 0.02  # of the picture: a bell never gets narrower than about a cell
 LARGEST_LOG = 3.0
@@ -40,6 +41,9 @@ def over_the_grid(
 
 class NoBias(nn.Module):
     """Leave the scores as they are: the paper's attention finds its place by content and position alone."""
+
+    def __init__(self, d_model: int, num_heads: int):
+        super().__init__()
 
     def forward(self, content: Tensor, boxes_cxcywh: Tensor | None, grid: Grid) -> None:
         """Return None."""
@@ -79,24 +83,16 @@ class GaussianBias(nn.Module):
         return over_the_grid(-0.5 * y.square(), -0.5 * x.square())
 
 
-class SideDistance(nn.Module):
-    """Turn the distances of rows (or columns) to a box's two sides into one number for each head."""
-
-    def __init__(self, num_heads: int):
-        super().__init__()
-        self.hidden = nn.Linear(2, RPB_HIDDEN)
-        self.output = nn.Linear(RPB_HIDDEN, num_heads)
-
-    def forward(
-        self,
-        centre: Float[Tensor, "batch query"],
-        size: Float[Tensor, "batch query"],
-        places: Float[Tensor, "batch place"],
-    ) -> Float[Tensor, "batch head query place"]:
-        """Return the bias along one axis."""
-        sides = torch.stack([centre - size / 2, centre + size / 2], dim=-1)
-        distance = stretch(places[:, None, :, None] - sides[:, :, None, :])
-        return self.output(F.relu(self.hidden(distance))).permute(0, 3, 1, 2).to(centre.dtype)
+def along_one_axis(
+    layers: TwoLayers,
+    centre: Float[Tensor, "batch query"],
+    size: Float[Tensor, "batch query"],
+    places: Float[Tensor, "batch place"],
+) -> Float[Tensor, "batch head query place"]:
+    """Return what two layers make of the distances of rows (or columns) to a box's two sides, for each head."""
+    sides = torch.stack([centre - size / 2, centre + size / 2], dim=-1)
+    distance = stretch(places[:, None, :, None] - sides[:, :, None, :])
+    return layers(distance).permute(0, 3, 1, 2).to(centre.dtype)
 
 
 def stretch(distance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -113,8 +109,8 @@ class SidesBias(nn.Module):
 
     def __init__(self, d_model: int, num_heads: int):
         super().__init__()
-        self.x = SideDistance(num_heads)
-        self.y = SideDistance(num_heads)
+        self.x = TwoLayers(2, RPB_HIDDEN, num_heads)
+        self.y = TwoLayers(2, RPB_HIDDEN, num_heads)
 
     def forward(
         self,
@@ -124,4 +120,6 @@ class SidesBias(nn.Module):
     ) -> Float[Tensor, "batch head query token"]:
         """Return the bias of every cell."""
         x, y, width, height = boxes_cxcywh.unbind(-1)
-        return over_the_grid(self.y(y, height, grid.rows), self.x(x, width, grid.columns))
+        return over_the_grid(
+            along_one_axis(self.y, y, height, grid.rows), along_one_axis(self.x, x, width, grid.columns)
+        )

@@ -5,6 +5,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class TwoLayers(nn.Module):
+    """Pass numbers of any kind through a hidden layer, cut at zero."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int):
+        super().__init__()
+        self.hidden = nn.Linear(inputs, hidden)
+        self.output = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Float[Tensor, "*any inputs"]) -> Float[Tensor, "*any outputs"]:
+        """Return output(relu(hidden(x)))."""
+        return self.output(F.relu(self.hidden(x)))
+
+
 class FeedForward(nn.Module):
     """Widen each token to `hidden` channels, cut at zero, narrow again."""
 

@@ -8,9 +8,9 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lucidetr.errors import InputError
+from lucidetr.layers.feed_forward import TwoLayers
 
 MOST_WAVES = 32.0
 
@@ -60,19 +60,17 @@ class OctavePosition(nn.Module):
         return torch.cat([row, column], dim=-1).permute(0, 3, 1, 2)
 
 
-class BoxPosition(nn.Module):
+class BoxPosition(TwoLayers):
     """Encode a query's box: octaves of its four numbers through two linear layers (Liu et al. 2022, DAB-DETR)."""
 
     def __init__(self, d_model: int):
-        super().__init__()
-        self.number = max(d_model // 8, 1)
-        self.hidden = nn.Linear(8 * self.number, d_model)
-        self.output = nn.Linear(d_model, d_model)
+        number = max(d_model // 8, 1)
+        super().__init__(8 * number, d_model, d_model)
+        self.number = number
 
-    def forward(self, boxes_cxcywh: Float[Tensor, "batch query 4"]) -> Float[Tensor, "batch query d_model"]:
-        """Return the position that self- and cross-attention add to the query."""
-        waves = octaves(boxes_cxcywh, self.number).flatten(-2)
-        return self.output(F.relu(self.hidden(waves)))
+    def forward(self, x: Float[Tensor, "batch query 4"]) -> Float[Tensor, "batch query d_model"]:
+        """Return the position that self- and cross-attention add to the queries of these boxes_cxcywh."""
+        return super().forward(octaves(x, self.number).flatten(-2))
 
 
 class SinePosition(nn.Module):

@@ -16,7 +16,7 @@ from lucidetr.models.queries import Start
 from lucidetr.structures import Predictions
 
 DECODER_BLOCKS = {"post_norm": PostNorm, "pre_norm": PreNorm}
-BOX_BIASES = {"gaussian": GaussianBias, "rpb": SidesBias}
+BOX_BIASES = {"none": NoBias, "gaussian": GaussianBias, "rpb": SidesBias}
 
 
 class DecoderLayer(nn.Module):
@@ -30,8 +30,7 @@ class DecoderLayer(nn.Module):
         self.self_attention_path = path(config.d_model, config.dropout)
         self.cross_attention = MultiHeadAttention(*attention)
         self.cross_attention_path = path(config.d_model, config.dropout)
-        biased = config.box_bias in BOX_BIASES
-        self.box_bias = BOX_BIASES[config.box_bias](config.d_model, config.num_heads) if biased else NoBias()
+        self.box_bias = BOX_BIASES[config.box_bias](config.d_model, config.num_heads)
         self.feed_forward = FeedForward(config.d_model, config.feed_forward, config.dropout)
         self.feed_forward_path = path(config.d_model, config.dropout)
 

@@ -37,4 +37,4 @@ def last_scale(block: nn.Module) -> Tensor | None:
         norm = block.project.norm
     else:
         return None
-    return norm.get_parameter("weight") if "weight" in dict(norm.named_parameters()) else norm.get_buffer("weight")
+    return norm.state_dict()["weight"]  # a parameter, or in frozen batch norm a buffer

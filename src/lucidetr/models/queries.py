@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lucidetr.config import ModelConfig
+from lucidetr.layers.feed_forward import TwoLayers
 from lucidetr.models.heads import PRIOR_BIAS, move
 from lucidetr.models.memory import Memory
 from lucidetr.structures import Hints, Predictions
@@ -57,21 +57,6 @@ class AnchorQueries(nn.Module):
         return Start(content=self.content.expand(batch, -1, -1), boxes_cxcywh=boxes)
 
 
-class ProposalBox(nn.Module):
-    """Say by how much a token would move its anchor."""
-
-    def __init__(self, d_model: int):
-        super().__init__()
-        self.hidden = nn.Linear(d_model, d_model)
-        self.output = nn.Linear(d_model, 4)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
-
-    def forward(self, tokens: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query 4"]:
-        """Return the change of centre and size."""
-        return self.output(F.relu(self.hidden(tokens)))
-
-
 class SelectedQueries(nn.Module):
     """Start from the tokens that look most like objects, with the boxes that they guess (Zhu et al. 2021, two-stage).
 
@@ -86,7 +71,9 @@ class SelectedQueries(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
         self.category = nn.Linear(config.d_model, config.num_classes)
         nn.init.constant_(self.category.bias, PRIOR_BIAS)
-        self.box = ProposalBox(config.d_model)
+        self.box = TwoLayers(config.d_model, config.d_model, 4)  # by how much a token would move its anchor
+        nn.init.zeros_(self.box.output.weight)
+        nn.init.zeros_(self.box.output.bias)
 
     def forward(self, memory: Memory) -> Start:
         """Return the best tokens' content and boxes, best first, and the proposals; fewer where tokens are fewer."""

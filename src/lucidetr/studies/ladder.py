@@ -6,15 +6,12 @@ with, and two processes can share it.
 """
 
 import json
-import platform
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import torch
 
 from lucidetr.config import TrainConfig
 from lucidetr.errors import InputError
@@ -83,7 +80,7 @@ def run_one(kind: str, name: str, config: TrainConfig) -> Result:
         name=name,
         seed=config.seed,
         minutes=config.minutes,
-        threads=torch.get_num_threads(),
+        threads=begun["threads"],
         data=config.data,
         ap=last.get("val/AP", 0.0),
         ap50=last.get("val/AP50", 0.0),
@@ -91,7 +88,7 @@ def run_one(kind: str, name: str, config: TrainConfig) -> Result:
         images_per_second=last["step"] * config.batch / last["seconds"],
         precision=begun["precision"],
         commit=begun["commit"] or "",
-        machine=platform.machine(),
+        machine=begun["machine"],
     )
 
 
@@ -114,7 +111,7 @@ def ladder_page(file: Path = MEASURED) -> str:
         speed = f"{statistics.mean(r.images_per_second for r in here):.0f}" if here else "–"
         rows.append(
             f"| {rung.name} | {rung.says} | {size.parameters / 1e6:.2f} M | {size.gflops:.2f} | {speed} "
-            f"| {spread(here)} | {spread(chosen(results, 'without', rung))} |"
+            f"| {spread(aps(here))} | {spread(aps(chosen(results, 'without', rung)))} |"
         )
     return "\n".join([*rows, "", *footnotes(results)])
 
@@ -124,12 +121,21 @@ def chosen(results: list[Result], kind: str, rung: Rung) -> list[Result]:
     return [r for r in results if (r.kind, r.name) == (kind, rung.name)]
 
 
-def spread(results: list[Result]) -> str:
-    """Return mean ± deviation of AP over the seeds."""
-    values = [r.ap for r in results]
-    if len(values) < 2:
-        return f"{values[0]:.3f}" if values else "–"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+def aps(results: list[Result]) -> list[float]:
+    """Return the AP of each run."""
+    return [r.ap for r in results]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean, and the deviation where there are several values.
+
+    >>> spread([0.1, 0.2, 0.3]), spread([0.5]), spread([])
+    ('0.200 ± 0.100', '0.500', '–')
+    """
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 def footnotes(results: list[Result]) -> list[str]:

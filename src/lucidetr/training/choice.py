@@ -1,6 +1,8 @@
 """Which member of the family fits a data set, when nobody has said: chosen from its pictures, and explained."""
 
+import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,11 +11,28 @@ from lucidetr.data.annotations import Annotations
 from lucidetr.recipes import recipe
 
 SMALL_OBJECT = 20  # pixels that an object which is small for its data set should have in the model's input
-# member, its smallest and largest side, whether it learns in reasonable time without a GPU
-MEMBERS = (("lucid-xs", 96, 192, True), ("lucid-s", 224, 416, True), ("lucid-m", 512, 640, False))
+
+
+class Member(NamedTuple):
+    """Say what a member of the family is good for."""
+
+    name: str
+    low: int
+    high: int
+    """Its smallest and largest side."""
+    crowd: float
+    """Objects in one picture above which it has too few tokens."""
+    needs_gpu: bool
+    """It does not learn in reasonable time without one."""
+
+
+MEMBERS = (
+    Member("lucid-xs", low=96, high=192, crowd=40, needs_gpu=False),
+    Member("lucid-s", low=224, high=416, crowd=math.inf, needs_gpu=False),
+    Member("lucid-m", low=512, high=640, crowd=math.inf, needs_gpu=True),
+)
 MANY_IMAGES = 20_000
 HANDED = {"left", "right"}
-CROWD = 40  # objects in one picture above which the smallest member has too few tokens
 
 
 def choose(annotations: Annotations, gpu: bool) -> tuple[TrainConfig, list[str]]:
@@ -31,10 +50,9 @@ def choose(annotations: Annotations, gpu: bool) -> tuple[TrainConfig, list[str]]
     small = min(small, float(np.percentile(shares, 10))) if len(shares) else small
     wanted = min(SMALL_OBJECT / small, own)
 
-    fitting = [member for member in MEMBERS if member[3] or gpu]
-    name, low, high, _ = next(
-        (m for m in fitting if wanted <= m[2] and (most <= CROWD or m[0] != "lucid-xs")), fitting[-1]
-    )
+    usable = [member for member in MEMBERS if gpu or not member.needs_gpu]
+    member = next((m for m in usable if wanted <= m.high and most <= m.crowd), usable[-1])
+    name = member.name
     reasons = [
         f"{len(annotations)} images of about {own} pixels; small objects take {small:.1%} of a side: "
         f"to show them with {SMALL_OBJECT} pixels, a side of {round(SMALL_OBJECT / small)} is needed"
@@ -43,10 +61,10 @@ def choose(annotations: Annotations, gpu: bool) -> tuple[TrainConfig, list[str]]
         reasons.append(f"the pictures have no more than {own} themselves")
     if name == "lucid-m" and len(annotations) >= MANY_IMAGES:
         name, reasons = "lucid-l", [*reasons, f"{len(annotations)} images are enough for the largest member"]
-    if not gpu and wanted > high:
-        reasons.append(f"without a GPU {name} at {high} is the largest that learns in reasonable time")
+    if not gpu and wanted > member.high:
+        reasons.append(f"without a GPU {name} at {member.high} is the largest that learns in reasonable time")
     config = recipe(name)
-    side = int(np.clip(np.ceil(wanted / 32) * 32, low, high))
+    side = int(np.clip(np.ceil(wanted / 32) * 32, member.low, member.high))
     queries = max(config.model.num_queries, int(np.ceil(1.25 * most / 10) * 10))
     reasons.append(f"chosen: {name} at {side} × {side} with {queries} queries (up to {most} objects in a picture)")
     model, images = replace(config.model, num_queries=queries), replace(config.images, size=side)

@@ -16,7 +16,7 @@ from lucidetr.config import ModelCard, TrainConfig
 from lucidetr.conversion.start import start_from
 from lucidetr.criterion.denoising import draw_hints
 from lucidetr.criterion.set_loss import normalisers
-from lucidetr.data.batching import build_augmentation, training_steps
+from lucidetr.data.batching import CountFrom, build_augmentation, training_steps
 from lucidetr.data.dataset import open_training_data
 from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import Metrics, evaluate
@@ -142,9 +142,8 @@ class Run:
             seed=config.seed,
             batch=config.batch,
             micro_batch=config.micro_batch,
-            start=clock.step,
             workers=config.workers,
-            progress=lambda step: step / clock.steps if clock.steps else clock.progress,
+            numbers=CountFrom(clock.step, lambda step: step / clock.steps if clock.steps else clock.progress),
         )
         learning_mode(self.model, config.freeze)
         with Interruption() as interruption, closing(steps):
