@@ -4,7 +4,6 @@ Each has the size of the small recipes and is given what it learns fastest with.
 are downloaded; what it does on that account, and no random start can learn with, is undone in `build`.
 """
 
-import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from lucidetr.errors import InputError, did_you_mean
 from lucidetr.evaluation.coco import Metrics, evaluate
 from lucidetr.structures import Batch, Detections
 from lucidetr.training.ema import MovingAverage
-from lucidetr.training.loop import Clock
+from lucidetr.training.loop import Clock, stopwatch
 from lucidetr.training.optimiser import build_optimiser, rate, set_rate
 from lucidetr.training.precision import autocast
 
@@ -268,16 +267,16 @@ def train_peer(name: str, config: TrainConfig, way: Way, other: Dataset | None =
     peer = way.prepare(build(name, len(train_set.annotations.categories))).train()
     optimiser = build_optimiser(peer, config.optimiser)
     average = MovingAverage(peer, config.optimiser.ema)
-    clock = Clock(steps=0, minutes=config.minutes)
+    clock, now = Clock(steps=0, minutes=config.minutes), stopwatch(config, CPU)
     points: list[tuple[float, float, float]] = []
     with closing(training_batches(config, train_set, clock)) as steps:
         while clock.progress < 1.0:
-            looks_before, started = clock.looks(config.evaluations), time.perf_counter()
+            looks_before, started = clock.looks(config.evaluations), now()
             set_rate(optimiser, rate(clock.progress, config.optimiser))
             optimiser_step(peer, next(steps)[0], optimiser, way.precision, config.optimiser.clip)
             average.update(peer, clock.expected_steps)
             clock.step += 1
-            clock.seconds += time.perf_counter() - started
+            clock.seconds += now() - started
             if clock.looks(config.evaluations) > looks_before or clock.progress >= 1.0:
                 metrics = look(average.model, config, val_set, way)
                 points.append((clock.seconds, metrics.average_precision, metrics.numbers["AP50"] or 0.0))

@@ -63,6 +63,8 @@ class Options:
     """All contenders get the augmentation and the pixel normalisation of this recipe."""
     evaluations: int = 10
     threads: int = 1
+    clock: Literal["wall", "processor"] = "wall"
+    """What minutes count; processor: one thread's own time, which other jobs cannot take away."""
     split: str = ""
     """Evaluate what stands at the end on this split too: test, for data that have one."""
     bad_boxes: Literal["refuse", "drop"] = "refuse"
@@ -76,7 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = tyro.cli(Options, args=arguments or [], prog="python -m benchmarks.time_to_ap")
     journal = Journal(Path(options.out))
     if options.draw:
-        same = {"data": options.data, "side": options.side, "threads": options.threads, "role": "run"}
+        same = {"data": options.data, "side": options.side, "threads": options.threads}
+        same |= {"clock": options.clock, "role": "run"}
         curves = average(journal.lines_with(same))
         if not curves:
             raise InputError(f"{options.out}: no run with {same}; run some without --draw")
@@ -181,7 +184,7 @@ class Bench:
     def settings(self, name: str, batch: int) -> dict[str, Any]:
         """Return what every line says about a contender."""
         options = self.options
-        same = {"data": options.data, "side": options.side, "threads": options.threads}
+        same = {"data": options.data, "side": options.side, "threads": options.threads, "clock": options.clock}
         return same | {"contender": name, "batch": batch}
 
     def config(self, name: str, seed: int, batch: int, lr: float) -> TrainConfig:
@@ -198,6 +201,7 @@ class Bench:
             evaluations=options.evaluations,
             seed=seed,
             device="cpu",
+            clock=options.clock,
         )
 
     def way(self, name: str, batch: int, config: TrainConfig) -> Way:

@@ -279,6 +279,9 @@ class TrainConfig:
     steps: int = 0
     minutes: float = 0.0
     """Training time only: start-up and evaluation do not count."""
+    clock: Literal["wall", "processor"] = "wall"
+    """What minutes count. processor: the time that the processor gave to this run, on one thread; other jobs beside
+    it cannot shorten the run then, so studies on a shared machine can be compared."""
     batch: int = 16
     """Images per optimiser step, over everything."""
     micro_batch: int = 2

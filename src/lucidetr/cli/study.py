@@ -22,6 +22,8 @@ class Options:
     seeds: int = 3
     threads: int = 0
     """Of the processor; 0: as many as it has."""
+    clock: Literal["wall", "processor"] = "wall"
+    """What minutes count; processor: one thread's own time, which other jobs cannot take away (--threads 1)."""
     part: str = "1/1"
     """2/3: this process takes the second of three shares of the runs."""
     data: str = "generated:digits"
@@ -43,7 +45,7 @@ def run(arguments: list[str]) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     file = Path(options.out) / "ladder.jsonl"
-    run_study(file, options.minutes, options.seeds, (int(number), int(parts)), options.data)
+    run_study(file, options.minutes, options.seeds, (int(number), int(parts)), options.data, options.clock)
     page = file.with_suffix(".md")
     page.write_text(ladder_page(file) + "\n", encoding="utf-8")
     print(f"table: {page}")

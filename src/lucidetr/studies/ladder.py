@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from lucidetr.config import TrainConfig
 from lucidetr.errors import InputError
@@ -52,7 +53,14 @@ def contenders() -> Iterator[tuple[str, str, TrainConfig]]:
         yield "without", rung.name, without(rung)
 
 
-def run_study(file: Path, minutes: float, seeds: int, part: tuple[int, int] = (1, 1), data: str = DATA) -> None:
+def run_study(
+    file: Path,
+    minutes: float,
+    seeds: int,
+    part: tuple[int, int] = (1, 1),
+    data: str = DATA,
+    clock: Literal["wall", "processor"] = "wall",
+) -> None:
     """Train what is not yet in the file, seed by seed; of several processes each takes its part."""
     number, parts = part
     wanted = [(seed, *each) for seed in range(seeds) for each in contenders()]
@@ -60,7 +68,7 @@ def run_study(file: Path, minutes: float, seeds: int, part: tuple[int, int] = (1
         done = {(r.kind, r.name, r.seed) for r in read_results(file) if (r.minutes, r.data) == (minutes, data)}
         if (kind, name, seed) in done:
             continue
-        result = run_one(kind, name, replace(config, seed=seed, minutes=minutes, data=data, evaluations=1))
+        result = run_one(kind, name, replace(config, seed=seed, minutes=minutes, data=data, evaluations=1, clock=clock))
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(asdict(result)) + "\n")

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,18 @@ from lucidetr.training.run_log import RunLog, as_it_began, describe_run, prepare
 from lucidetr.training.start import load_start, settle
 
 LOG_EVERY = 10  # optimiser steps between lines of metrics.jsonl
+
+
+def stopwatch(config: TrainConfig, device: torch.device) -> Callable[[], float]:
+    """Return what reads the time in seconds; the processor's own time counts sums over threads, so it asks for one."""
+    if config.clock == "wall":
+        return time.perf_counter
+    if torch.get_num_threads() > 1 or config.workers or device.type != "cpu":
+        raise InputError(
+            f"--clock processor counts one thread of one process, but there are {torch.get_num_threads()} threads, "
+            f"--workers {config.workers} and --device {device}: set OMP_NUM_THREADS=1, --workers 0 --device cpu"
+        )
+    return time.process_time
 
 
 @dataclass
@@ -100,6 +113,7 @@ class Run:
         self.config = config
 
         self.device = choose_device(config.device)
+        self.now = stopwatch(config, self.device)
         self.precision = choose_precision(config.precision, self.device)
         self.autocast = autocast(self.precision, self.device)
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
@@ -147,12 +161,12 @@ class Run:
         )
         learning_mode(self.model, config.freeze)
         with Interruption() as interruption, closing(steps):
-            started = time.perf_counter()
+            started = self.now()
             while clock.progress < 1.0:
                 looks_before = clock.looks(config.evaluations)
                 report = self.step(next(steps))
                 clock.step += 1
-                now = time.perf_counter()
+                now = self.now()
                 report["images_per_second"] = config.batch / (now - started)
                 clock.seconds += now - started
                 self.report(report)
@@ -163,7 +177,7 @@ class Run:
                 if interruption.number and clock.progress < 1.0:
                     self.line.say(f"stopped and saved after step {clock.step}; --resume goes on from there")
                     raise Stopped(interruption.number)
-                started = time.perf_counter()
+                started = self.now()
         self.log.close()
         self.line.say(
             f"done: {clock.step} steps in {duration(clock.seconds)} of training, best AP {self.best:.3f}; "
