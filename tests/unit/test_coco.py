@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from lucidetr.data.coco import find_coco, read_coco, write_coco
+from lucidetr.data.splits import find_splits
 from lucidetr.errors import InputError
 
 
@@ -176,9 +177,9 @@ def test_captions_beside_instances_are_passed_over(folder):
 
 def test_a_folder_that_cannot_be_understood_says_what_was_looked_for(folder, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        find_coco(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no COCO json found"):
-        find_coco(folder)
+        find_splits(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no COCO json in .*no data.yaml .*no XML files"):
+        find_splits(folder)
     write(folder, content(), "one.json")
     write(folder, content(), "two.json")
     with pytest.raises(InputError, match=r"none of one.json, two.json has train, val or test in its name"):

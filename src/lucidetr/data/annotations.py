@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -102,3 +103,41 @@ class Annotations:
                 {"id": i, "name": name} for i, name in zip(self.categories.ids, self.categories.names, strict=True)
             ],
         }
+
+
+class Pictures(NamedTuple):
+    """Hold the images of a split as a reader found them."""
+
+    ids: np.ndarray
+    names: np.ndarray
+    sizes: np.ndarray  # height, width
+
+
+class Objects(NamedTuple):
+    """Hold the objects of a split as a reader found them, in any order; `image` is a row of the pictures."""
+
+    image: np.ndarray
+    ids: np.ndarray
+    boxes_xywh: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+
+
+def gather(categories: Categories, folder: Path, pictures: Pictures, objects: Objects, keep: np.ndarray) -> Annotations:
+    """Return the annotations with the objects that are kept, those of each image side by side."""
+    order = np.flatnonzero(keep)[np.argsort(objects.image[keep], kind="stable")]
+    counts = np.bincount(objects.image[order], minlength=len(pictures.ids))
+    return Annotations(
+        categories=categories,
+        folder=folder,
+        image_ids=pictures.ids,
+        file_names=pictures.names,
+        sizes=pictures.sizes,
+        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        annotation_ids=objects.ids[order],
+        boxes_xywh=objects.boxes_xywh[order],
+        labels=objects.labels[order],
+        areas=objects.areas[order],
+        crowd=objects.crowd[order],
+    )

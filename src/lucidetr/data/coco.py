@@ -2,20 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from lucidetr.categories import Categories
-from lucidetr.data.annotations import Annotations
+from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
+from lucidetr.data.faults import BadBoxes, check_boxes, inside, listing, refuse_duplicates
+from lucidetr.data.splits import SPLIT_WORDS, split_of
 from lucidetr.errors import InputError
-
-BadBoxes = Literal["refuse", "drop"]
-SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
-EDGE_TOLERANCE = 2.0  # pixels that a box may reach over the picture's edge: rounding in labelling tools
-SHOWN = 10  # faults listed in one message
 
 
 def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "refuse") -> Annotations:
@@ -30,28 +26,23 @@ def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "ref
     image_ids, names, sizes = _images(path, images, content["images"])
     annotations = content["annotations"]
     ids, owners, kinds = (_integers(path, annotations, key) for key in ("id", "image_id", "category_id"))
-    _refuse_duplicates(path, "annotation", ids)
+    refuse_duplicates(path, "annotation", ids)
     image_rows = _positions(path, owners, image_ids, ids, "image_id")
     labels = _positions(path, kinds, np.array(categories.ids, dtype=np.int64), ids, "category_id")
     boxes = _boxes(path, annotations)
     areas = _areas(path, annotations)
     crowd = np.array([a.get("iscrowd", 0) == 1 for a in annotations], dtype=bool)
 
-    boxes, keep = _check_boxes(path, boxes, ids, sizes[image_rows], names[image_rows], bad_boxes)
-    order = np.flatnonzero(keep)[np.argsort(image_rows[keep], kind="stable")]
-    counts = np.bincount(image_rows[order], minlength=len(image_ids))
-    return Annotations(
-        categories=categories,
-        folder=images,
-        image_ids=image_ids,
-        file_names=names,
-        sizes=sizes,
-        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        annotation_ids=ids[order],
-        boxes_xywh=boxes[order],
-        labels=labels[order],
-        areas=areas[order],
-        crowd=crowd[order],
+    def place(row: int) -> str:
+        return f"annotation {ids[row]} in {names[image_rows[row]]}: bbox"
+
+    boxes, keep = check_boxes(path, boxes, sizes[image_rows], place, bad_boxes)
+    return gather(
+        categories,
+        images,
+        Pictures(image_ids, names, sizes),
+        Objects(image_rows, ids, boxes, labels, areas, crowd),
+        keep,
     )
 
 
@@ -62,23 +53,18 @@ def write_coco(annotations: Annotations, path: Path) -> None:
 
 
 def find_coco(folder: Path) -> dict[str, Path]:
-    """Find the annotation file of each split below `folder`: {"train": path, "val": path, …}.
+    """Find the annotation file of each split below `folder`: {"train": path, "val": path, …}; {} where there is none.
 
     Known layouts: annotations/NAME.json beside image folders (COCO itself, with instances_ before the name),
     NAME.json in the folder, and SPLIT/_annotations.coco.json beside that split's images. A lone file without a
     split's name counts as the training split.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give --data the folder that holds your images and COCO json files")
     places = ("annotations/*.json", "*.json", "*/_annotations*.json")
     candidates = sorted({path for place in places for path in folder.glob(place)})
     if any(path.stem.startswith("instances") for path in candidates):  # COCO also ships captions and key points
         candidates = [path for path in candidates if path.stem.startswith("instances")]
     if not candidates:
-        raise InputError(
-            f"{folder}: no COCO json found in {folder}/annotations, {folder} or its sub-folders; "
-            "give the files with --train-json and --train-images"
-        )
+        return {}
     found: dict[str, list[Path]] = {}
     for path in candidates:
         split = _split_of(path) or ("train" if len(candidates) == 1 else None)
@@ -96,9 +82,7 @@ def find_coco(folder: Path) -> dict[str, Path]:
 
 def _split_of(path: Path) -> str | None:
     """Return the split that a file's name speaks of; a Roboflow file is named by its folder."""
-    word = path.parent.name if path.stem.startswith("_annotations") else path.stem
-    parts = re.split(r"[^a-z]+", word.lower())  # instances_train2017 → instances, train
-    return next((split for split, words in SPLIT_WORDS.items() if any(w in parts for w in words)), None)
+    return split_of(path.parent.name if path.stem.startswith("_annotations") else path.stem)
 
 
 def _image_folder_of(path: Path, content: dict[str, Any]) -> Path:
@@ -183,14 +167,13 @@ def _images(path: Path, folder: Path, items: list[dict]) -> tuple[np.ndarray, np
     if not items:
         raise InputError(f"{path}: the list of images is empty")
     ids = _integers(path, items, "id")
-    _refuse_duplicates(path, "image", ids)
+    refuse_duplicates(path, "image", ids)
     sizes = np.stack([_integers(path, items, "height"), _integers(path, items, "width")], axis=1)
     for item in items:
         name = item.get("file_name")
         if not isinstance(name, str) or not name or "\0" in name:
             raise InputError(f"{path}: image {item['id']} has the file_name {name!r}; expected a path")
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise InputError(f"{path}: image {item['id']}: {name} leads out of {folder}; use paths inside that folder")
+        inside(path, f"image {item['id']}", name, folder)
     if (sizes < 1).any():
         row = int(np.flatnonzero((sizes < 1).any(1))[0])
         raise InputError(
@@ -200,21 +183,9 @@ def _images(path: Path, folder: Path, items: list[dict]) -> tuple[np.ndarray, np
     if missing:
         raise InputError(
             f"{path}: {len(missing)} of {len(items)} image files are missing in {folder}: "
-            f"{_listing(missing)}; put them there, or take their entries out of the file"
+            f"{listing(missing)}; put them there, or take their entries out of the file"
         )
     return ids, np.array([item["file_name"] for item in items]), sizes
-
-
-def _listing(things: list[str]) -> str:
-    rest = len(things) - SHOWN
-    return ", ".join(things[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
-    values, counts = np.unique(ids, return_counts=True)
-    if (counts > 1).any():
-        twice = _listing([str(v) for v in values[counts > 1]])
-        raise InputError(f"{path}: {what} ids used more than once: {twice}; give each {what} its own id")
 
 
 def _positions(path: Path, values: np.ndarray, known: np.ndarray, ids: np.ndarray, field: str) -> np.ndarray:
@@ -224,7 +195,7 @@ def _positions(path: Path, values: np.ndarray, known: np.ndarray, ids: np.ndarra
     positions = order[place]
     wrong = np.flatnonzero(known[positions] != values)
     if len(wrong):
-        bad = _listing([f"annotation {ids[i]} has {field} {values[i]}" for i in wrong])
+        bad = listing([f"annotation {ids[i]} has {field} {values[i]}" for i in wrong])
         raise InputError(f"{path}: {bad}, which the file does not define; correct the id or add the entry")
     return positions
 
@@ -249,57 +220,3 @@ def _areas(path: Path, annotations: list[dict]) -> np.ndarray:
                 continue  # a faulty box, which is named on its own account
             raise InputError(f"{path}: annotation {annotation['id']} has area {area!r}; expected a number of 0 or more")
     return np.array(areas, dtype=np.float64)
-
-
-def _check_boxes(
-    path: Path, boxes: np.ndarray, ids: np.ndarray, sizes: np.ndarray, names: np.ndarray, policy: BadBoxes
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes (cut to the picture under "drop") and which to keep; under "refuse" list every fault."""
-    faults = list(_box_faults(boxes, sizes))
-    if faults and policy == "refuse":
-        listed = "; ".join(
-            f"annotation {ids[i]} in {names[i]}: bbox {boxes[i].tolist()} {what}" for i, what in faults[:SHOWN]
-        )
-        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        looks = _corner_hint(boxes, sizes)
-        raise InputError(
-            f"{path}: {len(faults)} of {len(boxes)} boxes cannot be used: {listed}{more}. {looks}"
-            "Correct them, or use --bad-boxes drop to leave out those without area and cut those over the edge"
-        )
-    keep = np.ones(len(boxes), dtype=bool)
-    for i, _ in faults:
-        height, width = sizes[i]
-        low = np.nan_to_num(boxes[i, :2]).clip(0, (width, height))
-        high = np.nan_to_num(boxes[i, :2] + boxes[i, 2:]).clip(0, (width, height))
-        keep[i] = np.isfinite(boxes[i]).all() and (high > low).all()
-        if keep[i]:
-            boxes[i] = [*low, *(high - low)]
-    return boxes, keep
-
-
-def _box_faults(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, str]]:
-    """Yield the row and the fault of every box that is no box or not in its picture."""
-    height, width = sizes[:, 0], sizes[:, 1]
-    high = boxes[:, :2] + boxes[:, 2:]
-    over = np.stack([-boxes[:, 0], -boxes[:, 1], high[:, 0] - width, high[:, 1] - height], axis=1)
-    finite = np.asarray(np.isfinite(boxes).all(axis=1))
-    inside = np.minimum(high, sizes[:, ::-1]) - np.maximum(boxes[:, :2], 0)
-    outside = np.asarray((over > EDGE_TOLERANCE).any(axis=1))
-    nothing_left = np.asarray((inside <= 0).any(axis=1)) & ~outside
-    empty = np.asarray((boxes[:, 2:] <= 0).any(axis=1)) | nothing_left
-    for row in np.flatnonzero(~finite | empty | outside).tolist():
-        if not finite[row]:
-            yield row, "is not finite"
-        elif empty[row]:
-            yield row, "has no area (width and height must be above 0)"
-        else:
-            yield row, f"reaches {over[row].max():g} pixels outside the {width[row]} × {height[row]} picture"
-
-
-def _corner_hint(boxes: np.ndarray, sizes: np.ndarray) -> str:
-    """Return a sentence when the boxes make sense as corners and not as [left, top, width, height]."""
-    as_corners = (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes[:, 2:] <= sizes[:, ::-1] + EDGE_TOLERANCE).all(1)
-    too_large = ((boxes[:, :2] + boxes[:, 2:]) > sizes[:, ::-1] + EDGE_TOLERANCE).any(1)
-    if as_corners.all() and too_large.mean() > 0.3:
-        return "All of them fit as corners [left, top, right, bottom]: COCO wants [left, top, width, height]. "
-    return ""

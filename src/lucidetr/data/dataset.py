@@ -11,9 +11,11 @@ from torch import Tensor
 from lucidetr.config import TrainConfig
 from lucidetr.data import digits
 from lucidetr.data.annotations import Annotations
-from lucidetr.data.coco import BadBoxes, find_coco, read_coco
+from lucidetr.data.coco import read_coco
 from lucidetr.data.decoding import read_image
+from lucidetr.data.faults import BadBoxes
 from lucidetr.data.preprocessing import resize
+from lucidetr.data.splits import find_splits
 from lucidetr.errors import InputError, did_you_mean
 
 Pixels = Callable[[int], UInt8[Tensor, "3 height width"]]
@@ -92,17 +94,20 @@ def open_dataset(source: str, split: str, bad_boxes: BadBoxes = "refuse") -> Dat
         return _open_digits(source, split)
     if source.endswith(".json"):
         return open_coco(Path(source), bad_boxes=bad_boxes)
-    splits = find_coco(Path(source))
-    if split not in splits:
-        raise InputError(f"{source} has no split {split}: {did_you_mean(split, splits)}")
-    return open_coco(splits[split], bad_boxes=bad_boxes)
+    found = find_splits(Path(source))
+    if split not in found.splits:
+        raise InputError(f"{source} has no split {split}: {did_you_mean(split, found.splits)}")
+    return _from_files(f"{source}, {split} ({found.format})", found.splits[split](bad_boxes))
 
 
 def open_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "refuse") -> Dataset:
     """Open one COCO file, with its image folder when that cannot be found by itself."""
-    annotations = read_coco(path, images, bad_boxes)
+    return _from_files(str(path), read_coco(path, images, bad_boxes))
+
+
+def _from_files(name: str, annotations: Annotations) -> Dataset:
     names, folder = annotations.file_names, annotations.folder
-    return Dataset(str(path), annotations, lambda index: read_image(folder / str(names[index])))
+    return Dataset(name, annotations, lambda index: read_image(folder / str(names[index])))
 
 
 def _open_digits(source: str, split: str) -> Dataset:
@@ -114,7 +119,7 @@ def has_split(source: str, split: str) -> bool:
     """Say whether a folder or generated set comes with that split."""
     if source.startswith("generated:"):
         return split in digits.SPLITS
-    return not source.endswith(".json") and split in find_coco(Path(source))
+    return not source.endswith(".json") and split in find_splits(Path(source)).splits
 
 
 def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]]:

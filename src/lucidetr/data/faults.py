@@ -1,0 +1,89 @@
+"""What can be wrong with boxes and ids, in words: shared by all readers of annotation files."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lucidetr.errors import InputError
+
+BadBoxes = Literal["refuse", "drop"]
+EDGE_TOLERANCE = 2.0  # pixels that a box may reach over the picture's edge: rounding in labelling tools
+SHOWN = 10  # faults listed in one message
+
+
+def inside(path: Path, what: str, name: str, folder: Path) -> None:
+    """Refuse the name of a file that leads out of its folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"{path}: {what}: {name} leads out of {folder}; use paths inside that folder")
+
+
+def listing(things: list[str]) -> str:
+    """Return the first of a list of things, and how many more there are."""
+    rest = len(things) - SHOWN
+    return ", ".join(things[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
+    """Refuse ids that stand for more than one thing."""
+    values, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        twice = listing([str(v) for v in values[counts > 1]])
+        raise InputError(f"{path}: {what} ids used more than once: {twice}; give each {what} its own id")
+
+
+def check_boxes(
+    path: Path, boxes: np.ndarray, sizes: np.ndarray, place: Callable[[int], str], policy: BadBoxes
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes (cut to the picture under "drop") and which to keep; under "refuse" list every fault.
+
+    Boxes are [left, top, width, height] in pixels, `sizes` the (height, width) of each one's picture; `place` says
+    where a row stands in the user's files.
+    """
+    faults = list(box_faults(boxes, sizes))
+    if faults and policy == "refuse":
+        listed = "; ".join(f"{place(i)} {boxes[i].tolist()} {what}" for i, what in faults[:SHOWN])
+        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        looks = corner_hint(boxes, sizes)
+        raise InputError(
+            f"{path}: {len(faults)} of {len(boxes)} boxes cannot be used: {listed}{more}. {looks}"
+            "Correct them, or use --bad-boxes drop to leave out those without area and cut those over the edge"
+        )
+    keep = np.ones(len(boxes), dtype=bool)
+    for i, _ in faults:
+        height, width = sizes[i]
+        low = np.nan_to_num(boxes[i, :2]).clip(0, (width, height))
+        high = np.nan_to_num(boxes[i, :2] + boxes[i, 2:]).clip(0, (width, height))
+        keep[i] = np.isfinite(boxes[i]).all() and (high > low).all()
+        if keep[i]:
+            boxes[i] = [*low, *(high - low)]
+    return boxes, keep
+
+
+def box_faults(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, str]]:
+    """Yield the row and the fault of every box that is no box or not in its picture."""
+    height, width = sizes[:, 0], sizes[:, 1]
+    high = boxes[:, :2] + boxes[:, 2:]
+    over = np.stack([-boxes[:, 0], -boxes[:, 1], high[:, 0] - width, high[:, 1] - height], axis=1)
+    finite = np.asarray(np.isfinite(boxes).all(axis=1))
+    inside = np.minimum(high, sizes[:, ::-1]) - np.maximum(boxes[:, :2], 0)
+    outside = np.asarray((over > EDGE_TOLERANCE).any(axis=1))
+    nothing_left = np.asarray((inside <= 0).any(axis=1)) & ~outside
+    empty = np.asarray((boxes[:, 2:] <= 0).any(axis=1)) | nothing_left
+    for row in np.flatnonzero(~finite | empty | outside).tolist():
+        if not finite[row]:
+            yield row, "is not finite"
+        elif empty[row]:
+            yield row, "has no area (width and height must be above 0)"
+        else:
+            yield row, f"reaches {over[row].max():g} pixels outside the {width[row]} × {height[row]} picture"
+
+
+def corner_hint(boxes: np.ndarray, sizes: np.ndarray) -> str:
+    """Return a sentence when the boxes make sense as corners and not as [left, top, width, height]."""
+    as_corners = (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes[:, 2:] <= sizes[:, ::-1] + EDGE_TOLERANCE).all(1)
+    too_large = ((boxes[:, :2] + boxes[:, 2:]) > sizes[:, ::-1] + EDGE_TOLERANCE).any(1)
+    if as_corners.all() and too_large.mean() > 0.3:
+        return "All of them fit as corners [left, top, right, bottom]: COCO wants [left, top, width, height]. "
+    return ""

@@ -1,0 +1,59 @@
+"""Where the splits of a data set lie, whatever its format: COCO, YOLO or Pascal VOC, found from a path."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lucidetr.data.annotations import Annotations
+from lucidetr.data.faults import BadBoxes
+from lucidetr.errors import InputError
+
+SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a name speaks of.
+
+    >>> split_of("instances_train2017"), split_of("valid"), split_of("retrain")
+    ('train', 'val', None)
+    """
+    parts = re.split(r"[^a-z]+", name.lower())
+    return next((split for split, words in SPLIT_WORDS.items() if any(word in parts for word in words)), None)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Hold the format of a data set and, for each of its splits, what reads it."""
+
+    format: str
+    splits: dict[str, Callable[[BadBoxes], Annotations]]
+
+
+def find_splits(source: Path) -> Found:
+    """Find the splits of a folder or of a data.yaml; what holds no data set of a known format is an InputError."""
+    from lucidetr.data.coco import find_coco, read_coco
+    from lucidetr.data.voc import find_voc, read_voc
+    from lucidetr.data.yolo import find_yolo, read_yolo
+
+    if source.suffix in (".yaml", ".yml"):
+        return Found("YOLO", {s: _reader(read_yolo, source, files) for s, files in find_yolo(source).items()})
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; give --data the folder that holds your images and their boxes")
+    if yamls := sorted(path for end in ("data.yaml", "data.yml", "dataset.yaml") for path in source.glob(end)):
+        return find_splits(yamls[0])
+    coco = find_coco(source)
+    if coco:
+        return Found("COCO", {split: _reader(read_coco, path, None) for split, path in coco.items()})
+    voc = find_voc(source)
+    if voc:
+        every = sorted({path for files in voc.values() for path in files})
+        return Found("VOC", {split: _reader(read_voc, source, files, every) for split, files in voc.items()})
+    raise InputError(
+        f"{source}: no data set that can be read: no COCO json in {source}/annotations, {source} or its sub-folders, "
+        "no data.yaml (YOLO), no XML files (Pascal VOC); give COCO files with --train-json and --train-images"
+    )
+
+
+def _reader(read: Callable[..., Annotations], *given: object) -> Callable[[BadBoxes], Annotations]:
+    return lambda bad_boxes: read(*given, bad_boxes)

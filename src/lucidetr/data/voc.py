@@ -1,0 +1,138 @@
+"""Pascal VOC annotations: one XML file for each picture, and lists that say which picture belongs to which split."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+
+from lucidetr.categories import Categories
+from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
+from lucidetr.data.decoding import SUFFIXES
+from lucidetr.data.faults import BadBoxes, check_boxes, inside, listing
+from lucidetr.data.splits import split_of
+from lucidetr.errors import InputError
+
+IMAGE_FOLDERS = ("JPEGImages", "images", ".")
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def find_voc(folder: Path) -> dict[str, list[Path]]:
+    """Find the XML files of each split below `folder`, none where this is no VOC data set.
+
+    Known layouts: Annotations/*.xml with lists in ImageSets/Main/SPLIT.txt; SPLIT/*.xml beside the pictures, as
+    Roboflow exports them; and files without lists, which are all training pictures.
+    """
+    files = sorted(folder.glob("Annotations/*.xml")) or sorted(folder.glob("*.xml"))
+    if not files:
+        splits = {split: sorted(each.glob("*.xml")) for each in folder.iterdir() if (split := split_of(each.name))}
+        return {split: paths for split, paths in splits.items() if paths}
+    known = {path.stem: path for path in files}
+    found: dict[str, list[Path]] = {}
+    for words in sorted(folder.glob("ImageSets/Main/*.txt")):
+        if words.stem not in ("train", "val", "test"):
+            continue  # trainval, and VOC's lists of one category
+        names = [line.split()[0] for line in words.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if missing := [name for name in names if name not in known]:
+            raise InputError(
+                f"{words}: {len(missing)} of {len(names)} names have no file in {files[0].parent}: {listing(missing)}"
+            )
+        found[words.stem] = [known[name] for name in names]
+    return found or {"train": files}
+
+
+def read_voc(folder: Path, files: list[Path], every: list[Path], bad_boxes: BadBoxes = "refuse") -> Annotations:
+    """Read one split of a VOC data set; `every` file of all splits decides which categories there are.
+
+    Categories are the names in alphabetical order, with ids 1…K; image and annotation ids count from 1. Corners are
+    edges of boxes: left = xmin, width = xmax − xmin. Objects marked difficult are objects like others.
+    """
+    trees = {path: _parse(path) for path in every}
+    names = sorted({_text(path, each, "name") for path, tree in trees.items() for each in tree.iter("object")})
+    if not names:
+        raise InputError(f"{folder}: no object in any of {len(every)} XML files")
+    categories = Categories(ids=tuple(range(1, len(names) + 1)), names=tuple(names))
+    label_of = {name: label for label, name in enumerate(names)}
+    pictures, rows, boxes, labels = [], [], [], []
+    for row, path in enumerate(files):
+        tree = trees[path]
+        pictures.append((_picture(folder, path, tree), *_size(path, tree)))
+        for each in tree.iter("object"):
+            rows.append(row)
+            labels.append(label_of[_text(path, each, "name")])
+            xmin, ymin, xmax, ymax = (
+                _number(path, each, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
+            )
+            boxes.append([xmin, ymin, xmax - xmin, ymax - ymin])
+    image = np.array(rows, dtype=np.int64)
+    sizes = np.array([size for _, *size in pictures], dtype=np.int64)
+    given = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+    def place(row: int) -> str:
+        number = row - int(np.searchsorted(image, image[row]))
+        return f"{files[image[row]].name}, object {number + 1} ({names[labels[row]]}): [left, top, width, height]"
+
+    kept, keep = check_boxes(folder, given, sizes[image], place, bad_boxes)
+    return gather(
+        categories,
+        folder,
+        Pictures(np.arange(1, len(files) + 1), np.array([str(name) for name, *_ in pictures]), sizes),
+        Objects(
+            image=image,
+            ids=np.arange(1, len(rows) + 1),
+            boxes_xywh=kept,
+            labels=np.array(labels, dtype=np.int64),
+            areas=kept[:, 2] * kept[:, 3],
+            crowd=np.zeros(len(rows), dtype=bool),
+        ),
+        keep,
+    )
+
+
+def _parse(path: Path) -> ET.Element:
+    """Return the root of an XML file; a document type is refused, for it can make a small file huge."""
+    content = path.read_bytes()
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise InputError(f"{path}: it defines a document type, which annotation files do not need; take it out")
+    try:
+        return ET.fromstring(content)  # noqa: S314 see above
+    except ET.ParseError as error:
+        raise InputError(f"{path}: not XML ({error})") from None
+
+
+def _text(path: Path, element: ET.Element, name: str) -> str:
+    text = (element.findtext(name) or "").strip()
+    if not text:
+        raise InputError(f"{path}: <{element.tag}> has no <{name}>; every object needs one")
+    return text
+
+
+def _number(path: Path, element: ET.Element, name: str) -> float:
+    text = _text(path, element, name)
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{path}: <{name}> is {text!r}; expected a number of pixels") from None
+
+
+def _size(path: Path, tree: ET.Element) -> tuple[int, int]:
+    """Return height and width as the file states them."""
+    height, width = (_number(path, tree, f"size/{side}") for side in ("height", "width"))
+    if height < 1 or width < 1:
+        raise InputError(f"{path}: <size> says {width:g} × {height:g} pixels; write the picture's own size there")
+    return int(height), int(width)
+
+
+def _picture(folder: Path, path: Path, tree: ET.Element) -> Path:
+    """Find a file's picture, below the data set's folder: by its <filename>, or by the XML file's own name."""
+    stated = (tree.findtext("filename") or "").strip()
+    if stated:
+        inside(path, "<filename>", stated, folder)
+    names = [stated] if Path(stated).suffix.lower() in SUFFIXES else []
+    names += [path.stem + suffix for suffix in SUFFIXES]
+    places = [path.parent, *(folder / name for name in IMAGE_FOLDERS)]
+    for name in names:
+        for place in places:
+            if (place / name).is_file():
+                return (place / name).relative_to(folder)
+    tried = ", ".join(str(place) for place in dict.fromkeys(places))
+    raise InputError(f"{path}: its picture {stated or path.stem} is in none of {tried}; put it there")

@@ -1,0 +1,212 @@
+"""YOLO data sets: a data.yaml, pictures in folders or lists, and one text file of boxes for each picture."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lucidetr.categories import Categories
+from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
+from lucidetr.data.decoding import SUFFIXES
+from lucidetr.data.faults import BadBoxes, check_boxes, listing
+from lucidetr.data.splits import SPLIT_WORDS
+from lucidetr.errors import InputError
+
+TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+EXIF_ORIENTATION = 274
+
+
+def find_yolo(file: Path) -> dict[str, list[Path]]:
+    """Return the pictures of each split that a data.yaml names.
+
+    `train`, `val` and `test` are folders, text files with a path on each line, or lists of either; relative ones
+    start from `path`, from the yaml's own folder, or, as Roboflow writes ../train/images, from inside it.
+    """
+    content = _load(file)
+    found = {}
+    for split, words in SPLIT_WORDS.items():
+        given = next((content[word] for word in words if content.get(word)), None)
+        if given:
+            pictures = [path for each in _as_list(given) for path in _pictures(file, content, str(each))]
+            if not pictures:
+                raise InputError(f"{file}: {split}: no picture in {given}; put some there, or take the line out")
+            found[split] = pictures
+    if not found:
+        raise InputError(f"{file}: it names no split; give train, and val or test, a folder of pictures each")
+    return found
+
+
+def read_yolo(file: Path, pictures: list[Path], bad_boxes: BadBoxes = "refuse") -> Annotations:
+    """Read one split: class, centre and size of each box as shares of the picture, or class and a polygon.
+
+    The box of a polygon is what it spans. A picture without a label file holds no object; that no picture of a split
+    has one is an InputError. Category ids are the yaml's own numbers; image and annotation ids count from 1.
+    """
+    names = _names(file, _load(file))
+    categories = Categories(ids=tuple(names), names=tuple(names.values()))
+    label_of = {number: label for label, number in enumerate(names)}
+    sizes = np.array([_size(path) for path in pictures], dtype=np.int64)
+    rows, places, labels, boxes = [], [], [], []
+    labelled = 0
+    for row, picture in enumerate(pictures):
+        text = label_file(picture)
+        if not text.is_file():
+            continue
+        labelled += 1
+        for number, line in enumerate(_lines(text), start=1):
+            if not line.strip():
+                continue
+            where = f"{text}, line {number}"
+            kind, box = _box(where, line)
+            if kind not in label_of:
+                raise InputError(f"{where}: class {kind} is not among the names in {file}: {listing(_pairs(names))}")
+            rows.append(row)
+            places.append(where)
+            labels.append(label_of[kind])
+            boxes.append(box)
+    if not labelled:
+        raise InputError(
+            f"{file}: none of {len(pictures)} pictures has a label file; that of {pictures[0]} "
+            f"would be {label_file(pictures[0])}"
+        )
+    image = np.array(rows, dtype=np.int64)
+    scale = sizes[image][:, [1, 0, 1, 0]]
+    given = np.array(boxes, dtype=np.float64).reshape(-1, 4) * scale
+
+    def place(row: int) -> str:
+        return f"{places[row]}: as [left, top, width, height] in pixels"
+
+    kept, keep = check_boxes(file, given, sizes[image], place, bad_boxes)
+    folder = _common_folder(pictures)
+    return gather(
+        categories,
+        folder,
+        Pictures(
+            np.arange(1, len(pictures) + 1), np.array([str(path.relative_to(folder)) for path in pictures]), sizes
+        ),
+        Objects(
+            image=image,
+            ids=np.arange(1, len(rows) + 1),
+            boxes_xywh=kept,
+            labels=np.array(labels, dtype=np.int64),
+            areas=kept[:, 2] * kept[:, 3],
+            crowd=np.zeros(len(rows), dtype=bool),
+        ),
+        keep,
+    )
+
+
+def label_file(picture: Path) -> Path:
+    """Return where a picture's boxes stand: the last folder named images becomes labels, else beside the picture.
+
+    >>> label_file(Path("cells/images/train/a.jpg")).as_posix(), label_file(Path("cells/a.jpg")).as_posix()
+    ('cells/labels/train/a.txt', 'cells/a.txt')
+    """
+    parts = list(picture.with_suffix(".txt").parts)
+    if "images" in parts[:-1]:
+        last = len(parts) - 2 - parts[-2::-1].index("images")
+        parts[last] = "labels"
+    return Path(*parts)
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """Return the content of a data.yaml."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not a readable YAML text ({' '.join(str(error).split())})") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: expected lines such as 'train: images/train' and 'names: [cat, dog]'")
+    return content
+
+
+def _names(file: Path, content: dict[str, Any]) -> dict[int, str]:
+    """Return the class names by their numbers."""
+    names = content.get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names or not all(type(number) is int for number in names):
+        raise InputError(f"{file}: names is {names!r}; expected a list such as [cat, dog], or numbers with names")
+    stated = content.get("nc", len(names))
+    if stated != len(names):
+        raise InputError(f"{file}: nc is {stated} but there are {len(names)} names; correct one of them")
+    return {number: str(names[number]) for number in sorted(names)}
+
+
+def _pairs(names: dict[int, str]) -> list[str]:
+    return [f"{number} {name}" for number, name in names.items()]
+
+
+def _as_list(given: Any) -> list:
+    return given if isinstance(given, list) else [given]
+
+
+def _pictures(file: Path, content: dict[str, Any], given: str) -> list[Path]:
+    """Return the pictures of a folder, or those that a text file lists."""
+    root = file.parent / str(content.get("path") or "")
+    inner = given.removeprefix("../")  # Roboflow's paths start one folder too high
+    places = list(dict.fromkeys([root / given, file.parent / given, file.parent / inner]))
+    place = next((each for each in places if each.exists()), None)
+    if place is None:
+        raise InputError(f"{file}: {given} is neither of {', '.join(map(str, places))}; correct the line")
+    if place.is_dir():
+        return sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+    listed = [line.strip() for line in _lines(place) if line.strip()]
+    found = [_listed(place, line, root) for line in listed]
+    missing = [line for line, path in zip(listed, found, strict=True) if path is None]
+    if missing:
+        raise InputError(f"{place}: {len(missing)} of {len(listed)} pictures are missing: {listing(missing)}")
+    return [path for path in found if path]
+
+
+def _listed(place: Path, line: str, root: Path) -> Path | None:
+    """Return the picture that a line of a list names, from the data set's root or from beside the list."""
+    candidates = (root / line, place.parent / line)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file") from None
+
+
+def _box(where: str, line: str) -> tuple[int, list[float]]:
+    """Return class and box [left, top, width, height] in shares of the picture."""
+    words = line.split()
+    try:
+        kind, values = int(words[0]), [float(word) for word in words[1:]]
+    except ValueError:
+        raise InputError(f"{where}: {line.strip()!r}; expected a class number and shares of the picture") from None
+    if len(values) == 4:
+        x, y, width, height = values
+        return kind, [x - width / 2, y - height / 2, width, height]
+    if len(values) >= 6 and len(values) % 2 == 0:
+        xs, ys = values[::2], values[1::2]
+        return kind, [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    raise InputError(f"{where}: {len(values)} numbers after the class; expected x y width height, or a polygon's x y …")
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Return height and width of a picture as it will be seen: upright. Only its header is read."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: not an image that can be read ({error})") from None
+    return (width, height) if turned else (height, width)
+
+
+def _common_folder(pictures: list[Path]) -> Path:
+    """Return the deepest folder that holds all pictures."""
+    folder = pictures[0].parent
+    while not all(path.is_relative_to(folder) for path in pictures):
+        folder = folder.parent
+    return folder

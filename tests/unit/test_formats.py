@@ -1,0 +1,237 @@
+"""VOC and YOLO folders: known layouts are found, each fault names file, place, value and fix, and all formats agree."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lucidetr.data.dataset import open_dataset
+from lucidetr.data.splits import find_splits
+from lucidetr.errors import InputError
+
+BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
+
+
+def picture(path: Path, width: int = 40, height: int = 30, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height)).save(path, **options)
+    return path
+
+
+def text(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def voc_object(name: str, *corners: object) -> str:
+    sides = "".join(
+        f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    )
+    return f"<object><name>{name}</name><bndbox>{sides}</bndbox></object>"
+
+
+def voc_file(path: Path, *objects: str, filename: str = "", size: str = "<width>40</width><height>30</height>") -> Path:
+    head = f"<filename>{filename or path.stem + '.jpg'}</filename><size>{size}</size>"
+    return text(path, f"<annotation>{head}{''.join(objects)}</annotation>")
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Return a devkit's folder: a is for training, b for validation."""
+    for stem in "ab":
+        picture(tmp_path / "JPEGImages" / f"{stem}.jpg")
+        text(tmp_path / "ImageSets" / "Main" / f"{'train' if stem == 'a' else 'val'}.txt", f"{stem}\n")
+    text(tmp_path / "ImageSets" / "Main" / "cat_train.txt", "a -1\n")
+    voc_file(tmp_path / "Annotations" / "a.xml", voc_object("dog", 5, 6, 15, 26), voc_object("cat", 0, 0, 40, 30))
+    voc_file(tmp_path / "Annotations" / "b.xml", voc_object("emu", 1, 2, 3, 4))
+    return tmp_path
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    """Return a folder with train and val pictures and their labels."""
+    for split in ("train", "val"):
+        picture(tmp_path / "images" / split / "a.jpg")
+        picture(tmp_path / "images" / split / "b.jpg")
+        text(tmp_path / "labels" / split / "a.txt", "1 0.25 0.5 0.25 0.4\n\n0 0.5 0.5 1 1\n")
+    text(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [cat, dog]\nnc: 2\n")
+    return tmp_path
+
+
+def test_voc_is_read(voc):
+    assert find_splits(voc).format == "VOC"
+    train, val = (open_dataset(str(voc), split) for split in ("train", "val"))
+    assert train.annotations.categories == val.annotations.categories
+    assert train.annotations.categories.names == ("cat", "dog", "emu")  # those of all splits
+    assert train.annotations.boxes_xywh.tolist() == [[5, 6, 10, 20], [0, 0, 40, 30]]
+    assert train.annotations.labels.tolist() == [1, 0]
+    assert train.image(0).shape == (3, 30, 40)
+    assert val.annotations.labels.tolist() == [2]
+
+
+def test_voc_beside_its_pictures_is_read(tmp_path):
+    for split in ("train", "valid"):
+        picture(tmp_path / split / "x.png")
+        voc_file(tmp_path / split / "x.xml", voc_object("cat", 1, 2, 3, 4), filename="x.png")
+    found = find_splits(tmp_path)
+    assert (found.format, sorted(found.splits)) == ("VOC", ["train", "val"])
+    assert len(open_dataset(str(tmp_path), "val")) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<annotation>", r"a\.xml: not XML .*line 1"),
+        ("<!DOCTYPE x [<!ENTITY y 'z'>]><annotation/>", r"a\.xml: it defines a document type"),
+        ("<annotation><filename>a.jpg</filename></annotation>", r"a\.xml: <annotation> has no <size/height>"),
+        (
+            "<annotation><size><width>0</width><height>9</height></size></annotation>",
+            r"a\.xml: <size> says 0 × 9 pixels",
+        ),
+        (
+            "<annotation><filename>../b.jpg</filename><size><width>4</width><height>9</height></size></annotation>",
+            r"a\.xml: <filename>: \.\./b\.jpg leads out of",
+        ),
+    ],
+)
+def test_faulty_voc_files_are_named(voc, content, message):
+    text(voc / "Annotations" / "a.xml", content)
+    with pytest.raises(InputError, match=message):
+        open_dataset(str(voc), "train")
+
+
+@pytest.mark.parametrize(
+    ("objects", "message"),
+    [
+        ([voc_object("cat", 5, 6, 5, 9)], r"a\.xml, object 1 \(cat\): .*\[5\.0, 6\.0, 0\.0, 3\.0\] has no area"),
+        ([voc_object("dog", 1, 1, 2, 2), voc_object("cat", 5, 6, 50, 9)], r"a\.xml, object 2 \(cat\): .* 10 pixels"),
+        ([voc_object("cat", 5, "six", 7, 9)], r"a\.xml: <bndbox/ymin> is 'six'"),
+        ([voc_object("", 5, 6, 7, 9)], r"a\.xml: <object> has no <name>"),
+    ],
+)
+def test_faulty_voc_boxes_are_named(voc, objects, message):
+    voc_file(voc / "Annotations" / "a.xml", *objects)
+    with pytest.raises(InputError, match=message):
+        open_dataset(str(voc), "train")
+
+
+def test_missing_voc_files_are_named(voc):
+    (voc / "JPEGImages" / "a.jpg").unlink()
+    with pytest.raises(InputError, match=r"a\.xml: its picture a\.jpg is in none of .*JPEGImages"):
+        open_dataset(str(voc), "train")
+    text(voc / "ImageSets" / "Main" / "train.txt", "a\nzebra\n")
+    with pytest.raises(InputError, match=r"train\.txt: 1 of 2 names have no file .*zebra"):
+        open_dataset(str(voc), "train")
+
+
+def test_bad_voc_boxes_can_be_dropped(voc):
+    voc_file(voc / "Annotations" / "a.xml", voc_object("cat", 5, 6, 5, 9), voc_object("dog", 1, 1, 2, 2))
+    assert open_dataset(str(voc), "train", "drop").annotations.boxes_xywh.tolist() == [[1, 1, 1, 1]]
+
+
+def test_yolo_is_read(yolo):
+    assert find_splits(yolo).format == "YOLO"
+    train = open_dataset(str(yolo), "train").annotations
+    assert train.categories.names == ("cat", "dog")
+    assert train.categories.ids == (0, 1)
+    assert train.boxes_xywh.tolist() == [[5, 9, 10, 12], [0, 0, 40, 30]]
+    assert train.objects_per_image().tolist() == [2, 0]  # a picture without a label file holds nothing
+    assert train.file_names.tolist() == ["a.jpg", "b.jpg"]
+    assert open_dataset(str(yolo / "data.yaml"), "val").image(0).shape == (3, 30, 40)
+
+
+def test_yolo_layouts_are_found(yolo):
+    text(yolo / "train.txt", "./images/train/b.jpg\n./images/train/a.jpg\n")
+    text(yolo / "data.yaml", f"path: {yolo}\ntrain: train.txt\nval: [images/val]\nnames: {{0: cat, 7: dog, 1: emu}}\n")
+    train = open_dataset(str(yolo), "train").annotations
+    assert train.categories.ids == (0, 1, 7)
+    assert train.file_names.tolist() == ["b.jpg", "a.jpg"]
+    roboflow = text(yolo / "data.yaml", "train: ../images/train\nval: ../images/val\nnames: [cat, dog]\n")
+    assert len(open_dataset(str(roboflow), "train")) == 2
+
+
+def test_a_polygon_becomes_the_box_it_spans(yolo):
+    text(yolo / "labels" / "train" / "a.txt", "0 0.25 0.5 0.5 0.1 0.75 0.9\n")
+    assert open_dataset(str(yolo), "train").annotations.boxes_xywh.tolist() == [[10, 3, 20, 24]]
+
+
+def test_a_turned_photo_has_its_upright_size(yolo):
+    exif = Image.Exif()
+    exif[274] = 6
+    picture(yolo / "images" / "train" / "a.jpg", exif=exif)
+    train = open_dataset(str(yolo), "train")
+    assert train.annotations.sizes[0].tolist() == [40, 30]
+    assert train.image(0).shape == (3, 40, 30)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 0.5 0.5 0.1", r"a\.txt, line 1: 3 numbers after the class"),
+        ("0 a b c d", r"a\.txt, line 1: '0 a b c d'; expected a class number"),
+        ("5 0.5 0.5 0.1 0.1", r"a\.txt, line 1: class 5 is not among the names .*0 cat, 1 dog"),
+        ("0 0.5 0.5 0 0.1", r"a\.txt, line 1: .* has no area"),
+        ("0 50 50 10 10", r"a\.txt, line 1: .* pixels outside the 40 × 30 picture"),
+    ],
+)
+def test_faulty_yolo_lines_are_named(yolo, line, message):
+    text(yolo / "labels" / "train" / "a.txt", line)
+    with pytest.raises(InputError, match=message):
+        open_dataset(str(yolo), "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("train: [", r"data\.yaml: not a readable YAML text"),
+        ("- cat", r"data\.yaml: expected lines such as"),
+        ("names: [cat]", r"data\.yaml: it names no split"),
+        ("train: nowhere\nnames: [cat]", r"data\.yaml: nowhere is neither of"),
+        ("train: images/train\nnames: cat", r"data\.yaml: names is 'cat'; expected a list"),
+        ("train: images/train\nnames: [cat, dog]\nnc: 3", r"data\.yaml: nc is 3 but there are 2 names"),
+    ],
+)
+def test_faulty_yaml_is_named(yolo, content, message):
+    text(yolo / "data.yaml", content)
+    with pytest.raises(InputError, match=message):
+        open_dataset(str(yolo), "train")
+
+
+def test_a_split_without_any_label_file_is_refused(yolo):
+    (yolo / "labels" / "train" / "a.txt").unlink()
+    with pytest.raises(InputError, match=r"none of 2 pictures has a label file; that of .*labels/train/a\.txt"):
+        open_dataset(str(yolo), "train")
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason=f"BCCD is not at {BCCD}")
+def test_bccd_is_the_same_from_its_voc_and_its_coco_files(tmp_path):
+    """The two known boxes without area aside, which the source's own XML files have."""
+    (tmp_path / "JPEGImages").mkdir()
+    for name in ("Annotations", "ImageSets"):
+        (tmp_path / name).symlink_to(BCCD / "voc" / name)
+    for split in ("train", "val", "test"):
+        for path in (BCCD / split).glob("*.jpg"):
+            (tmp_path / "JPEGImages" / path.name).symlink_to(path)
+    refused = []
+    for split in ("train", "val", "test"):
+        coco = open_dataset(str(BCCD), split).annotations
+        try:
+            open_dataset(str(tmp_path), split)
+        except InputError as error:
+            refused.append(str(error))
+        voc = open_dataset(str(tmp_path), split, "drop").annotations
+        mine = {Path(name).name: i for i, name in enumerate(voc.file_names)}
+        assert sorted(mine) == sorted(coco.file_names.tolist())
+        for index, name in enumerate(coco.file_names):
+            there, here = coco.rows(index), voc.rows(mine[name])
+            assert np.array_equal(coco.boxes_xywh[there], voc.boxes_xywh[here])
+            names = [
+                [each.categories.names[label] for label in each.labels[rows]]
+                for each, rows in ((coco, there), (voc, here))
+            ]
+            assert names[0] == names[1]
+    assert "BloodImage_00338" in "".join(refused)
+    assert "BloodImage_00343" in "".join(refused)
+    assert sum(message.count("has no area") for message in refused) == 2
