@@ -15,7 +15,7 @@ from lucidetr.data.batching import CountFrom, evaluation_batches, step_samples, 
 from lucidetr.data.dataset import Dataset, open_dataset, open_training_data
 from lucidetr.data.decoding import as_image, read_image
 from lucidetr.data.digits import DigitsConfig, parse
-from lucidetr.data.export import write_generated
+from lucidetr.data.export import open_splits, write_splits
 from lucidetr.data.preprocessing import make_batch, prepare, resized_size
 from lucidetr.data.transforms import Augmentation
 from lucidetr.errors import InputError
@@ -252,17 +252,17 @@ def test_crowded_scenes_have_many_digits():
 
 
 def test_written_scenes_are_read_again_pixel_by_pixel(tmp_path):
-    assert write_generated(FEW, tmp_path / "set") == {"train": 12, "val": 5}
+    assert write_splits(open_splits(FEW), tmp_path / "set", "coco") == {"train": 12, "val": 5}
     for split in ("train", "val"):
         generated, read = open_dataset(FEW, split), open_dataset(str(tmp_path / "set"), split)
         assert read.annotations.to_coco() == generated.annotations.to_coco()
         assert all(torch.equal(read.image(i), generated.image(i)) for i in range(len(read)))
     with pytest.raises(InputError, match="not empty"):
-        write_generated(FEW, tmp_path / "set")
+        write_splits(open_splits(FEW), tmp_path / "set", "coco")
 
 
 def test_a_set_without_validation_is_split_the_same_way_each_time(tmp_path):
-    write_generated(FEW, tmp_path)
+    write_splits(open_splits(FEW), tmp_path, "coco")
     (tmp_path / "annotations" / "val.json").unlink()
     config = replace(recipe("detr-xs"), data=str(tmp_path), val_fraction=0.25)
     train, val, notes = open_training_data(config)
@@ -278,7 +278,7 @@ def test_a_set_without_validation_is_split_the_same_way_each_time(tmp_path):
 
 
 def test_splits_with_other_categories_are_refused(tmp_path):
-    write_generated(FEW, tmp_path)
+    write_splits(open_splits(FEW), tmp_path, "coco")
     path = tmp_path / "annotations" / "val.json"
     path.write_text(path.read_text().replace('"name": "3"', '"name": "three"'))
     with pytest.raises(InputError, match="have different categories"):
@@ -286,7 +286,7 @@ def test_splits_with_other_categories_are_refused(tmp_path):
 
 
 def test_a_picture_of_another_size_than_stated_is_refused(tmp_path):
-    write_generated(FEW, tmp_path)
+    write_splits(open_splits(FEW), tmp_path, "coco")
     Image.new("RGB", (64, 128)).save(tmp_path / "train" / "000003.png")
     dataset = open_dataset(str(tmp_path), "train")
     with pytest.raises(InputError, match=r"000003.png: image 3 is 64 × 128 pixels, the annotations say 128 × 128"):

@@ -1,12 +1,16 @@
 """VOC and YOLO folders: known layouts are found, each fault names file, place, value and fix, and all formats agree."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lucidetr.data.dataset import open_dataset
+from lucidetr.data.export import divide, open_splits, write_splits
+from lucidetr.data.sheet import draw_sheet
 from lucidetr.data.splits import find_splits
 from lucidetr.errors import InputError
 
@@ -203,6 +207,54 @@ def test_a_split_without_any_label_file_is_refused(yolo):
     (yolo / "labels" / "train" / "a.txt").unlink()
     with pytest.raises(InputError, match=r"none of 2 pictures has a label file; that of .*labels/train/a\.txt"):
         open_dataset(str(yolo), "train")
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "voc"])
+def test_what_is_written_in_any_form_is_read_again(tmp_path, form):
+    before = open_splits("generated:digits?train=5&val=3&size=64&objects=1-3")
+    write_splits(before, tmp_path / form, form)
+    assert find_splits(tmp_path / form).format == form.upper()
+    for split, dataset in before.items():
+        again = open_dataset(str(tmp_path / form), split)
+        one, two = dataset.annotations, again.annotations
+        assert np.allclose(one.boxes_xywh, two.boxes_xywh, rtol=0, atol=1e-9)
+        assert one.objects_per_image().tolist() == two.objects_per_image().tolist()
+        names = [[each.categories.names[label] for label in each.labels] for each in (one, two)]
+        assert names[0] == names[1]
+        assert all(torch.equal(dataset.image(i), again.image(i)) for i in range(len(dataset)))
+
+
+def test_a_picture_is_copied_byte_by_byte_and_the_source_is_left_alone(yolo):
+    before = {path: path.read_bytes() for path in yolo.rglob("*") if path.is_file()}
+    write_splits(open_splits(str(yolo)), yolo / "out", "coco")
+    assert (yolo / "out" / "train" / "a.jpg").read_bytes() == before[yolo / "images" / "train" / "a.jpg"]
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(InputError, match="not empty; choose a new folder"):
+        write_splits(open_splits(str(yolo)), yolo / "out", "coco")
+
+
+def test_a_set_is_divided_into_three():
+    whole = open_dataset("generated:digits?train=20&val=3&size=64&objects=1-3", "train")
+    parts = divide(whole, 0.2, 0.1, seed=3)
+    assert {split: len(part) for split, part in parts.items()} == {"train": 14, "val": 4, "test": 2}
+    ids = [number for part in parts.values() for number in part.annotations.image_ids.tolist()]
+    assert sorted(ids) == whole.annotations.image_ids.tolist()
+    with pytest.raises(InputError, match=r"--val 0\.8 --test 0\.4"):
+        divide(whole, 0.8, 0.4, seed=3)
+
+
+def test_crowds_cannot_be_said_in_yolo(yolo, tmp_path):
+    train = open_splits(str(yolo))["train"]
+    crowd = np.ones_like(train.annotations.crowd)
+    crowded = replace(train, annotations=replace(train.annotations, crowd=crowd))
+    with pytest.raises(InputError, match="2 crowd boxes cannot be said in yolo"):
+        write_splits({"train": crowded}, tmp_path / "new", "yolo")
+
+
+def test_a_sheet_shows_boxes(voc):
+    sheet = draw_sheet(open_dataset(str(voc), "train"), 5, seed=0)
+    assert sheet.size[0] == 336
+    assert len(sheet.getcolors(100_000)) > 3  # black picture, grey paper, boxes
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason=f"BCCD is not at {BCCD}")

@@ -2,42 +2,114 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from lucidetr.errors import InputError, did_you_mean
 
+HELP = """\
+lucidetr data convert SOURCE FOLDER --to coco|yolo|voc   any data set, generated ones too, as a new folder
+lucidetr data split SOURCE FOLDER --val 0.2 --test 0.1   a set without splits, divided at random
+lucidetr data sample SOURCE SHEET.png                    a sheet of pictures with their boxes
+lucidetr data write generated:digits FOLDER              the same as convert --to coco
+"""
+
 
 @dataclass(frozen=True)
-class Write:
-    """Write a generated data set as a COCO folder, for any other program to train on."""
+class Convert:
+    """Write a data set as a new folder, for any other program to train on."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """For example generated:digits, or 'generated:digits?size=256&objects=5-60'."""
+    """A COCO, YOLO or VOC folder, or for example 'generated:digits?size=256&objects=5-60'."""
     folder: Annotated[str, tyro.conf.Positional]
     """A new folder."""
+    to: Literal["coco", "yolo", "voc"] = "coco"
+    bad_boxes: Literal["refuse", "drop"] = "refuse"
 
 
-def write(arguments: list[str]) -> None:
-    """Write annotations/SPLIT.json and SPLIT/*.png."""
-    options = tyro.cli(Write, args=arguments, prog="lucidetr data write")
+@dataclass(frozen=True)
+class Split:
+    """Divide the training split of a data set at random, and write the parts as a new folder."""
 
-    from lucidetr.data.export import write_generated
+    source: Annotated[str, tyro.conf.Positional]
+    folder: Annotated[str, tyro.conf.Positional]
+    val: float = 0.2
+    """Share of the images for validation."""
+    test: float = 0.0
+    """Share of the images for the test."""
+    seed: int = 0
+    to: Literal["coco", "yolo", "voc"] = "coco"
+    bad_boxes: Literal["refuse", "drop"] = "refuse"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw a sheet of pictures with their boxes."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    sheet: Annotated[str, tyro.conf.Positional]
+    """A picture file: .png or .jpg."""
+    split: str = "train"
+    images: int = 12
+    seed: int = 0
+    bad_boxes: Literal["refuse", "drop"] = "refuse"
+
+
+def convert(arguments: list[str]) -> None:
+    """Write every split in another form."""
+    options = tyro.cli(Convert, args=arguments, prog="lucidetr data convert")
+
+    from lucidetr.data.export import open_splits, write_splits
 
     folder = Path(options.folder)
-    for split, count in write_generated(options.source, folder).items():
-        print(f"{split}: {count} images in {folder / split}, boxes in {folder / 'annotations' / split}.json")
+    tell(write_splits(open_splits(options.source, options.bad_boxes), folder, options.to), folder)
 
 
-JOBS = {"write": write}
+def split(arguments: list[str]) -> None:
+    """Divide a training split."""
+    options = tyro.cli(Split, args=arguments, prog="lucidetr data split")
+
+    from lucidetr.data.dataset import open_dataset
+    from lucidetr.data.export import divide, write_splits
+
+    whole = open_dataset(options.source, "train", options.bad_boxes)
+    folder = Path(options.folder)
+    tell(write_splits(divide(whole, options.val, options.test, options.seed), folder, options.to), folder)
+
+
+def sample(arguments: list[str]) -> None:
+    """Draw some pictures."""
+    options = tyro.cli(Sample, args=arguments, prog="lucidetr data sample")
+
+    from lucidetr.data.dataset import open_dataset
+    from lucidetr.data.sheet import SHEET_SUFFIXES, draw_sheet
+
+    path = Path(options.sheet)
+    if path.suffix.lower() not in SHEET_SUFFIXES:
+        raise InputError(f"{path}: give the sheet a name that ends in one of {', '.join(SHEET_SUFFIXES)}")
+    if options.images < 1:
+        raise InputError(f"--images {options.images}: at least 1")
+    dataset = open_dataset(options.source, options.split, options.bad_boxes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_sheet(dataset, options.images, options.seed).save(path)
+    print(f"{min(options.images, len(dataset))} of {len(dataset)} images of {dataset.name}: {path}")
+
+
+def tell(counts: dict[str, int], folder: Path) -> None:
+    """Say what was written."""
+    for name, count in counts.items():
+        print(f"{name}: {count} images in {folder}")
+
+
+JOBS = {"convert": convert, "split": split, "sample": sample, "write": convert}
 
 
 def run(arguments: list[str]) -> None:
     """Run the job named by the first argument."""
     job = arguments[0] if arguments else ""
     if job in ("-h", "--help"):
-        print("lucidetr data write SOURCE FOLDER   write a generated data set as a COCO folder")
+        print(HELP, end="")
     elif job in JOBS:
         JOBS[job](arguments[1:])
     else:

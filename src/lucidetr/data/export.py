@@ -1,29 +1,131 @@
-"""Generated scenes as a COCO folder, so that any other program can train on the same files."""
+"""Any data set written as a new folder in COCO's, YOLO's or Pascal VOC's form; the source is only read."""
 
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from lucidetr.data import digits
 from lucidetr.data.coco import write_coco
-from lucidetr.data.dataset import open_dataset
-from lucidetr.data.digits import SPLITS
+from lucidetr.data.dataset import Dataset, open_dataset, set_aside
+from lucidetr.data.splits import find_splits
 from lucidetr.errors import InputError
 
+Format = Literal["coco", "yolo", "voc"]
 
-def write_generated(source: str, folder: Path) -> dict[str, int]:
-    """Write annotations/SPLIT.json and lossless SPLIT/NUMBER.png; return the number of images of each split."""
-    if not source.startswith("generated:"):
-        raise InputError(f"{source}: only generated data can be written, for example generated:digits")
+
+def open_splits(source: str, bad_boxes: Literal["refuse", "drop"] = "refuse") -> dict[str, Dataset]:
+    """Open every split of a folder or of a generated set."""
+    names = digits.SPLITS if source.startswith("generated:") else find_splits(Path(source)).splits
+    return {split: open_dataset(source, split, bad_boxes) for split in names}
+
+
+def divide(dataset: Dataset, val: float, test: float, seed: int) -> dict[str, Dataset]:
+    """Return one split as two or three, at random; the same seed divides the same way."""
+    if not (0 < val < 1 and 0 <= test < 1 and val + test < 1):
+        raise InputError(f"--val {val:g} --test {test:g}: give shares above 0 that leave something for training")
+    rest, held = set_aside(dataset, val + test, seed)
+    if not test:
+        return {"train": rest, "val": held}
+    first, second = set_aside(held, test / (val + test), seed)
+    return {"train": rest, "val": first, "test": second}
+
+
+def write_splits(splits: Mapping[str, Dataset], folder: Path, form: Format) -> dict[str, int]:
+    """Write pictures and boxes of every split into a new folder; return the number of images of each.
+
+    Picture files are copied as they are, generated scenes written as PNG without loss.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: not empty; choose a new folder")
-    counts = {}
-    for split in SPLITS:
-        dataset = open_dataset(source, split)
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        for index, name in enumerate(dataset.annotations.file_names):
-            pixels = np.ascontiguousarray(dataset.image(index).permute(1, 2, 0).numpy())
-            Image.fromarray(pixels).save(folder / split / str(name))
-        write_coco(dataset.annotations, folder / "annotations" / f"{split}.json")
-        counts[split] = len(dataset)
-    return counts
+    write = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[form]
+    for split, dataset in splits.items():
+        _refuse_crowds(dataset, form)
+        write(dataset, folder, split)
+    if form == "yolo":
+        _write_yaml(splits, folder)
+    return {split: len(dataset) for split, dataset in splits.items()}
+
+
+def _refuse_crowds(dataset: Dataset, form: Format) -> None:
+    """Refuse to turn regions to be ignored into objects."""
+    crowds = int(dataset.annotations.crowd.sum())
+    if crowds and form != "coco":
+        raise InputError(f"{dataset.name}: {crowds} crowd boxes cannot be said in {form}; take them out, or --to coco")
+
+
+def _write_picture(dataset: Dataset, index: int, path: Path) -> None:
+    """Copy a picture's file, or write the pixels of one that has none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = dataset.annotations.folder / str(dataset.annotations.file_names[index])
+    if source.is_file():
+        shutil.copyfile(source, path)
+    else:
+        Image.fromarray(np.ascontiguousarray(dataset.image(index).permute(1, 2, 0).numpy())).save(path)
+
+
+def _write_coco(dataset: Dataset, folder: Path, split: str) -> None:
+    """Write annotations/SPLIT.json and SPLIT/NAME, the user's own ids kept."""
+    annotations = dataset.annotations
+    for index, name in enumerate(annotations.file_names):
+        _write_picture(dataset, index, folder / split / str(name))
+    write_coco(annotations, folder / "annotations" / f"{split}.json")
+
+
+def _write_yolo(dataset: Dataset, folder: Path, split: str) -> None:
+    """Write images/SPLIT/NAME and labels/SPLIT/NAME.txt, classes numbered from 0."""
+    annotations = dataset.annotations
+    for index, name in enumerate(annotations.file_names):
+        _write_picture(dataset, index, folder / "images" / split / str(name))
+        rows = annotations.rows(index)
+        height, width = annotations.sizes[index]
+        shares = annotations.boxes_xywh[rows] / (width, height, width, height)
+        centred = np.concatenate([shares[:, :2] + shares[:, 2:] / 2, shares[:, 2:]], axis=1)
+        lines = [
+            " ".join([str(label), *(repr(float(value)) for value in box)]) + "\n"
+            for label, box in zip(annotations.labels[rows].tolist(), centred, strict=True)
+        ]
+        path = (folder / "labels" / split / str(name)).with_suffix(".txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+def _write_yaml(splits: Mapping[str, Dataset], folder: Path) -> None:
+    import yaml
+
+    names = next(iter(splits.values())).annotations.categories.names
+    content = {split: f"images/{split}" for split in splits} | {"nc": len(names), "names": list(names)}
+    (folder / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _write_voc(dataset: Dataset, folder: Path, split: str) -> None:
+    """Write SPLIT/NAME and SPLIT/NAME.xml beside it."""
+    annotations, names = dataset.annotations, dataset.annotations.categories.names
+    for index, name in enumerate(annotations.file_names):
+        picture = folder / split / Path(str(name)).name
+        if picture.exists():
+            raise InputError(f"{dataset.name}: two pictures are called {picture.name}; VOC needs a name for each")
+        _write_picture(dataset, index, picture)
+        rows = annotations.rows(index)
+        height, width = annotations.sizes[index].tolist()
+        root = ET.Element("annotation")
+        ET.SubElement(root, "filename").text = picture.name
+        _children(ET.SubElement(root, "size"), {"width": width, "height": height, "depth": 3})
+        for label, (left, top, wide, high) in zip(
+            annotations.labels[rows].tolist(), annotations.boxes_xywh[rows].tolist(), strict=True
+        ):
+            each = ET.SubElement(root, "object")
+            ET.SubElement(each, "name").text = names[label]
+            corners = {"xmin": left, "ymin": top, "xmax": left + wide, "ymax": top + high}
+            _children(ET.SubElement(each, "bndbox"), corners)
+        ET.indent(root)
+        ET.ElementTree(root).write(picture.with_suffix(".xml"), encoding="utf-8")
+
+
+def _children(element: ET.Element, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        ET.SubElement(element, name).text = repr(value)
