@@ -21,7 +21,7 @@ def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "ref
     With `bad_boxes="drop"`, boxes without area are left out and boxes over the edge are cut.
     """
     content = _load_json(path)
-    images = images or _image_folder_of(path, content)
+    images = images or image_folder_of(path, content)
     categories = _categories(path, content["categories"])
     image_ids, names, sizes = _images(path, images, content["images"])
     annotations = content["annotations"]
@@ -85,7 +85,7 @@ def _split_of(path: Path) -> str | None:
     return split_of(path.parent.name if path.stem.startswith("_annotations") else path.stem)
 
 
-def _image_folder_of(path: Path, content: dict[str, Any]) -> Path:
+def image_folder_of(path: Path, content: dict[str, Any]) -> Path:
     """Find the folder that the file's first image lies in, looking where data sets keep their images."""
     first = next((item.get("file_name") for item in content["images"]), None)
     if not isinstance(first, str):

@@ -46,7 +46,7 @@ def read_voc(folder: Path, files: list[Path], every: list[Path], bad_boxes: BadB
     Categories are the names in alphabetical order, with ids 1…K; image and annotation ids count from 1. Corners are
     edges of boxes: left = xmin, width = xmax − xmin. Objects marked difficult are objects like others.
     """
-    trees = {path: _parse(path) for path in every}
+    trees = {path: parse(path) for path in every}
     names = sorted({_text(path, each, "name") for path, tree in trees.items() for each in tree.iter("object")})
     if not names:
         raise InputError(f"{folder}: no object in any of {len(every)} XML files")
@@ -55,13 +55,11 @@ def read_voc(folder: Path, files: list[Path], every: list[Path], bad_boxes: BadB
     pictures, rows, boxes, labels = [], [], [], []
     for row, path in enumerate(files):
         tree = trees[path]
-        pictures.append((_picture(folder, path, tree), *_size(path, tree)))
+        pictures.append((picture_of(folder, path, tree), *stated_size(path, tree)))
         for each in tree.iter("object"):
             rows.append(row)
-            labels.append(label_of[_text(path, each, "name")])
-            xmin, ymin, xmax, ymax = (
-                _number(path, each, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
-            )
+            name, (xmin, ymin, xmax, ymax) = read_object(path, each)
+            labels.append(label_of[name])
             boxes.append([xmin, ymin, xmax - xmin, ymax - ymin])
     image = np.array(rows, dtype=np.int64)
     sizes = np.array([size for _, *size in pictures], dtype=np.int64)
@@ -88,7 +86,7 @@ def read_voc(folder: Path, files: list[Path], every: list[Path], bad_boxes: BadB
     )
 
 
-def _parse(path: Path) -> ET.Element:
+def parse(path: Path) -> ET.Element:
     """Return the root of an XML file; a document type is refused, for it can make a small file huge."""
     content = path.read_bytes()
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
@@ -97,6 +95,11 @@ def _parse(path: Path) -> ET.Element:
         return ET.fromstring(content)  # noqa: S314 see above
     except ET.ParseError as error:
         raise InputError(f"{path}: not XML ({error})") from None
+
+
+def read_object(path: Path, element: ET.Element) -> tuple[str, tuple[float, ...]]:
+    """Return name and corners (left, top, right, bottom in pixels) of one object."""
+    return _text(path, element, "name"), tuple(_number(path, element, f"bndbox/{side}") for side in SIDES)
 
 
 def _text(path: Path, element: ET.Element, name: str) -> str:
@@ -114,7 +117,7 @@ def _number(path: Path, element: ET.Element, name: str) -> float:
         raise InputError(f"{path}: <{name}> is {text!r}; expected a number of pixels") from None
 
 
-def _size(path: Path, tree: ET.Element) -> tuple[int, int]:
+def stated_size(path: Path, tree: ET.Element) -> tuple[int, int]:
     """Return height and width as the file states them."""
     height, width = (_number(path, tree, f"size/{side}") for side in ("height", "width"))
     if height < 1 or width < 1:
@@ -122,7 +125,7 @@ def _size(path: Path, tree: ET.Element) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _picture(folder: Path, path: Path, tree: ET.Element) -> Path:
+def picture_of(folder: Path, path: Path, tree: ET.Element) -> Path:
     """Find a file's picture, below the data set's folder: by its <filename>, or by the XML file's own name."""
     stated = (tree.findtext("filename") or "").strip()
     if stated:

@@ -43,10 +43,10 @@ def read_yolo(file: Path, pictures: list[Path], bad_boxes: BadBoxes = "refuse") 
     The box of a polygon is what it spans. A picture without a label file holds no object; that no picture of a split
     has one is an InputError. Category ids are the yaml's own numbers; image and annotation ids count from 1.
     """
-    names = _names(file, _load(file))
+    names = read_names(file)
     categories = Categories(ids=tuple(names), names=tuple(names.values()))
     label_of = {number: label for label, number in enumerate(names)}
-    sizes = np.array([_size(path) for path in pictures], dtype=np.int64)
+    sizes = np.array([upright_size(path) for path in pictures], dtype=np.int64)
     rows, places, labels, boxes = [], [], [], []
     labelled = 0
     for row, picture in enumerate(pictures):
@@ -54,11 +54,11 @@ def read_yolo(file: Path, pictures: list[Path], bad_boxes: BadBoxes = "refuse") 
         if not text.is_file():
             continue
         labelled += 1
-        for number, line in enumerate(_lines(text), start=1):
+        for number, line in enumerate(read_lines(text), start=1):
             if not line.strip():
                 continue
             where = f"{text}, line {number}"
-            kind, box = _box(where, line)
+            kind, box = read_box(where, line)
             if kind not in label_of:
                 raise InputError(f"{where}: class {kind} is not among the names in {file}: {listing(_pairs(names))}")
             rows.append(row)
@@ -125,8 +125,9 @@ def _load(file: Path) -> dict[str, Any]:
     return content
 
 
-def _names(file: Path, content: dict[str, Any]) -> dict[int, str]:
-    """Return the class names by their numbers."""
+def read_names(file: Path) -> dict[int, str]:
+    """Return the class names of a data.yaml by their numbers."""
+    content = _load(file)
     names = content.get("names")
     if isinstance(names, list):
         names = dict(enumerate(names))
@@ -156,7 +157,7 @@ def _pictures(file: Path, content: dict[str, Any], given: str) -> list[Path]:
         raise InputError(f"{file}: {given} is neither of {', '.join(map(str, places))}; correct the line")
     if place.is_dir():
         return sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
-    listed = [line.strip() for line in _lines(place) if line.strip()]
+    listed = [line.strip() for line in read_lines(place) if line.strip()]
     found = [_listed(place, line, root) for line in listed]
     missing = [line for line, path in zip(listed, found, strict=True) if path is None]
     if missing:
@@ -170,14 +171,15 @@ def _listed(place: Path, line: str, root: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file."""
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file") from None
 
 
-def _box(where: str, line: str) -> tuple[int, list[float]]:
+def read_box(where: str, line: str) -> tuple[int, list[float]]:
     """Return class and box [left, top, width, height] in shares of the picture."""
     words = line.split()
     try:
@@ -193,7 +195,7 @@ def _box(where: str, line: str) -> tuple[int, list[float]]:
     raise InputError(f"{where}: {len(values)} numbers after the class; expected x y width height, or a polygon's x y …")
 
 
-def _size(path: Path) -> tuple[int, int]:
+def upright_size(path: Path) -> tuple[int, int]:
     """Return height and width of a picture as it will be seen: upright. Only its header is read."""
     try:
         with Image.open(path) as image:

@@ -1,0 +1,70 @@
+"""lucidetr doctor: what is wrong or odd in a data set, each fault with its file, id, value and fix. It only reads."""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lucidetr.errors import InputError
+
+SHOWN_OF_A_KIND = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """Examine a COCO, YOLO or Pascal VOC data set; nothing in it is changed."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """Its folder, or a data.yaml."""
+    num_queries: int = 0
+    """Say when a picture holds more objects than this."""
+    json: str = ""
+    """Write all findings into this file."""
+    sheet: str = ""
+    """Draw a sheet of pictures with their boxes into this file (of data that can be read)."""
+    all: bool = False
+    """Print every finding, not only the first few of each kind."""
+
+
+def run(arguments: list[str]) -> None:
+    """Examine, print, and end with status 1 where training would refuse the data."""
+    options = tyro.cli(Options, args=arguments, prog="lucidetr doctor")
+    if options.data.startswith("generated:"):
+        raise InputError(f"{options.data} is generated and sound; doctor examines folders")
+
+    from lucidetr.data.doctor import diagnose, summary_table
+
+    report = diagnose(Path(options.data), options.num_queries)
+    print(summary_table(report))
+    shown: Counter[str] = Counter()
+    for finding in sorted(report.findings, key=lambda each: each.severity != "error"):
+        shown[finding.kind] += 1
+        if options.all or shown[finding.kind] <= SHOWN_OF_A_KIND:
+            print(f"{finding.severity}: {finding.text}")
+    for kind, number in shown.items():
+        if not options.all and number > SHOWN_OF_A_KIND:
+            print(f"… and {number - SHOWN_OF_A_KIND} more of the kind {kind} (--all)")
+    if options.json:
+        Path(options.json).write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+    if options.sheet:
+        _draw(options)
+    errors = sum(finding.severity == "error" for finding in report.findings)
+    others = len(report.findings) - errors
+    print(f"{errors} faults that training refuses, {others} things that are odd" if report.findings else "sound")
+    if errors:
+        sys.exit(1)
+
+
+def _draw(options: Options) -> None:
+    """Draw a sheet of the first split."""
+    from lucidetr.data.dataset import open_dataset
+    from lucidetr.data.sheet import draw_sheet
+    from lucidetr.data.splits import find_splits
+
+    split = next(iter(find_splits(Path(options.data)).splits))
+    draw_sheet(open_dataset(options.data, split, "drop"), 12, seed=0).save(options.sheet)
+    print(f"sheet: {options.sheet}")

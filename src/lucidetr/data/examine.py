@@ -1,0 +1,255 @@
+"""What a doctor looks at in a data set: its boxes, its names, its picture files, and what its splits share."""
+
+import hashlib
+import math
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lucidetr.data.decoding import MAX_PIXELS
+from lucidetr.data.faults import EDGE_TOLERANCE, listing
+from lucidetr.data.raw import Finding, Picture, Raw
+from lucidetr.data.yolo import EXIF_ORIENTATION, TURNED
+
+SMALLEST_BOX = 2.0  # pixels: less is a slip of the mouse
+SMALLEST_SIDE = 32
+LONGEST_ASPECT = 10
+NEAR = 3  # of 64 bits in which the fingerprints of near duplicates may differ
+FEW_IMAGES = 20
+IMBALANCE = 50  # times as many objects in the largest category as in the smallest
+
+
+def examine(raws: Sequence[Raw], num_queries: int = 0) -> list[Finding]:
+    """Return everything that is wrong or odd: in reading, in boxes, names, files, and between splits."""
+    fingerprints: dict[str, dict[Path, tuple[str, int]]] = {}
+    for raw in raws:
+        _names(raw)
+        fingerprints[raw.split] = {}
+        for picture in raw.pictures:
+            if print_of_it := look_at(raw, picture):
+                fingerprints[raw.split][picture.path] = print_of_it
+        _boxes(raw)
+        _counts(raw, num_queries)
+    findings = [finding for raw in raws for finding in raw.findings]
+    return findings + between(raws, fingerprints)
+
+
+def _names(raw: Raw) -> None:
+    """Find category names that are, or nearly are, the same."""
+    kinds = defaultdict(list)
+    for name in raw.names:
+        kinds[" ".join(name.lower().split())].append(name)
+    for alike in kinds.values():
+        if len(set(alike)) < len(alike):
+            raw.error(
+                "category-name-twice", f"{raw.split}: two categories are called {alike[0]!r}; join or rename them"
+            )
+        elif len(alike) > 1:
+            raw.warn(
+                "category-names-alike",
+                f"{raw.split}: the categories {', '.join(map(repr, alike))} differ in case or spaces alone; join them",
+            )
+
+
+def look_at(raw: Raw, picture: Picture) -> tuple[str, int] | None:
+    """Decode one picture wholly; return its file's SHA-256 and a fingerprint of how it looks, None if it is damaged."""
+    path = picture.path
+    if not path.is_file():
+        raw.error("image-missing", f"{picture.place}: {path} does not exist; put it there, or take the entry out")
+        return None
+    content = path.read_bytes()
+    if not content:
+        raw.error("image-empty", f"{path}: a file of 0 bytes; replace it")
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    size = f"{image.width} × {image.height}"
+                    raw.error("image-huge", f"{path}: {size} pixels are more than {MAX_PIXELS:,}; make it smaller")
+                    return None
+                _header(raw, picture, image)
+                image.load()
+                return hashlib.sha256(content).hexdigest(), fingerprint(image)
+    except Image.DecompressionBombError as error:
+        raw.error("image-huge", f"{path}: more than {MAX_PIXELS:,} pixels ({error}); make it smaller")
+    except UnidentifiedImageError:
+        raw.error("image-format", f"{path}: not an image that can be read; replace it, or take its entry out")
+    except (OSError, SyntaxError, ValueError) as error:
+        raw.error("image-damaged", f"{path}: damaged or truncated, {len(content):,} bytes ({error}); replace the file")
+    return None
+
+
+def _header(raw: Raw, picture: Picture, image: Image.Image) -> None:
+    """Compare what the file says of itself with what the data set says, and note odd modes and shapes."""
+    path, (width, height) = picture.path, image.size
+    turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
+    upright = (height, width) if turned else (width, height)
+    stated = (picture.width, picture.height)
+    if picture.width is None:
+        picture.width, picture.height = upright
+    elif stated != upright:
+        words = f"{picture.place}: stated as {stated[0]} × {stated[1]}"
+        if stated == upright[::-1] and turned:
+            text = f"{words}, its pixels before the EXIF note turns it; upright it is {upright[0]} × {upright[1]}"
+            raw.error("size-turned", f"{text}: save the picture upright and label that")
+        else:
+            text = f"{words} but {path} is {upright[0]} × {upright[1]}"
+            raw.error("size-differs", f"{text}: correct width and height, or replace the picture")
+    if image.mode in ("I", "F"):
+        raw.error("mode-32-bit", f"{path}: 32-bit pixels ({image.mode}) have no agreed brightness; save 8 or 16 bits")
+    elif image.mode.startswith("I;16"):
+        raw.warn("mode-16-bit", f"{path}: 16-bit grey, read as brightness / 257")
+    elif image.mode == "CMYK":
+        raw.warn("mode-cmyk", f"{path}: CMYK, read as RGB without a colour profile; better save it as RGB")
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        raw.warn("mode-alpha", f"{path}: transparent pixels are laid upon white")
+    if getattr(image, "n_frames", 1) > 1:
+        raw.warn("frames", f"{path}: has {getattr(image, 'n_frames', 1)} frames; only the first is read")
+    if min(width, height) < SMALLEST_SIDE:
+        raw.warn("image-tiny", f"{path}: {width} × {height} pixels; there is little to see")
+    elif max(width, height) > LONGEST_ASPECT * min(width, height):
+        raw.warn("image-long", f"{path}: {width} × {height} pixels; cut such strips into pieces")
+
+
+def fingerprint(image: Image.Image) -> int:
+    """Return 64 bits, one for each step to the right in a 9 × 8 grey miniature: is it brighter?"""
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=np.int16)
+    bits = (grey[:, 1:] > grey[:, :-1]).flatten()
+    return int("".join("1" if bit else "0" for bit in bits), 2)
+
+
+def _boxes(raw: Raw) -> None:
+    """Find boxes that are none, lie outside, or are there twice."""
+    corners_fit = reach_out = 0
+    seen: dict[tuple, str] = {}
+    shares = [max(box.box_xywh) <= 1.0 for box in raw.boxes if all(map(math.isfinite, box.box_xywh))]
+    if len(shares) > 1 and all(shares):
+        raw.error("boxes-are-shares", f"{raw.split}: all boxes are below 1: shares of the picture? Give pixels")
+        return
+    for box in raw.boxes:
+        picture = raw.pictures[box.picture]
+        left, top, width, height = values = box.box_xywh
+        shown = "[" + ", ".join(f"{value:g}" for value in values) + "]"
+        if not all(map(math.isfinite, values)):
+            raw.error("box-not-finite", f"{box.place}: box {shown} is not finite; correct it")
+            continue
+        if width < 0 or height < 0:
+            raw.error("box-negative", f"{box.place}: box {shown} has a negative side; corners exchanged?")
+            continue
+        if width == 0 or height == 0:
+            raw.error("box-no-area", f"{box.place}: box {shown} has no area; delete it, or --bad-boxes drop")
+            continue
+        key = (box.picture, box.name, *values)
+        if key in seen:
+            raw.warn("box-twice", f"{box.place}: the same box {shown} of {box.name} as {seen[key]}; delete one")
+        seen[key] = box.place
+        if min(width, height) < SMALLEST_BOX:
+            raw.warn("box-tiny", f"{box.place}: box {shown} is less than {SMALLEST_BOX:g} pixels; a slip of the mouse?")
+        if picture.width is None or picture.height is None:
+            continue
+        frame = f"its {picture.width} × {picture.height} picture"
+        fits = width <= picture.width + EDGE_TOLERANCE and height <= picture.height + EDGE_TOLERANCE
+        corners_fit += left < width and top < height and fits
+        over = max(-left, -top, left + width - picture.width, top + height - picture.height)
+        reach_out += over > EDGE_TOLERANCE
+        if left >= picture.width or top >= picture.height or left + width <= 0 or top + height <= 0:
+            raw.error("box-outside", f"{box.place}: box {shown} lies outside {frame}; delete or correct it")
+        elif over > EDGE_TOLERANCE:
+            text = f"{box.place}: box {shown} reaches {over:g} pixels over {frame}"
+            raw.error("box-over-edge", f"{text}; cut it, or --bad-boxes drop")
+        elif width * height >= 0.98 * picture.width * picture.height:
+            raw.warn("box-whole-picture", f"{box.place}: box {shown} of {box.name} is the whole picture")
+    if corners_fit == len(raw.boxes) and reach_out > 0.3 * len(raw.boxes):
+        raw.error(
+            "boxes-are-corners",
+            f"{raw.split}: all boxes make sense as [left, top, right, bottom]; give [left, top, width, height]",
+        )
+
+
+def _counts(raw: Raw, num_queries: int) -> None:
+    """Find what is odd in the numbers of one split."""
+    per_picture = Counter(box.picture for box in raw.boxes if not box.crowd)
+    empty = len(raw.pictures) - len(per_picture)
+    if raw.pictures and empty > len(raw.pictures) / 2:
+        raw.warn("many-empty", f"{raw.split}: {empty} of {len(raw.pictures)} pictures hold no object; is that so?")
+    most = max(per_picture.values(), default=0)
+    if num_queries and most > num_queries:
+        raw.error(
+            "more-objects-than-queries",
+            f"{raw.split}: up to {most} objects in a picture, but {num_queries} queries: raise --model.num-queries",
+        )
+    counts = Counter(box.name for box in raw.boxes if not box.crowd)
+    if unused := [name for name in raw.names if not counts[name]]:
+        raw.warn("category-unused", f"{raw.split}: no object of {listing(unused)}; nothing can be learned or measured")
+    if counts and raw.split == "train":
+        (largest, many), (smallest, few) = counts.most_common()[0], counts.most_common()[-1]
+        if many > IMBALANCE * few:
+            raw.warn("imbalance", f"train: {many} objects of {largest} but {few} of {smallest}")
+        if len(raw.pictures) < FEW_IMAGES:
+            raw.warn("few-images", f"train: {len(raw.pictures)} pictures; expect little without --weights")
+
+
+def between(raws: Sequence[Raw], fingerprints: dict[str, dict[Path, tuple[str, int]]]) -> list[Finding]:
+    """Find pictures that are there more than once, and splits that do not fit together."""
+    splits = [raw.split for raw in raws]
+    found = _copies(fingerprints)
+    if "train" in splits and "val" not in splits:
+        text = "no validation split: a fifth of the training pictures will be set aside at random (lucidetr data split)"
+        found.append(Finding("no-validation", "warning", text))
+    if "train" not in splits and "all" not in splits:
+        found.append(Finding("no-training", "error", f"no training split, only {', '.join(splits)}; name one train"))
+    train = next((raw for raw in raws if raw.split == "train"), None)
+    for raw in raws:
+        if train and raw is not train and set(raw.names) != set(train.names):
+            text = f"{raw.split} and train have other categories: {listing(sorted(set(raw.names) ^ set(train.names)))}"
+            found.append(Finding("categories-differ", "error", f"{text} are in one alone; give both the same list"))
+        elif train and raw is not train:
+            missing = sorted({box.name for box in raw.boxes} - {box.name for box in train.boxes})
+            if missing:
+                text = f"{raw.split} has objects of {listing(missing)}, train has none: they cannot be learned"
+                found.append(Finding("category-only-outside-train", "warning", text))
+    return found
+
+
+def _copies(fingerprints: dict[str, dict[Path, tuple[str, int]]]) -> list[Finding]:
+    """Find pictures that are there twice: the same bytes, or, over splits, nearly the same look."""
+    found, owner = [], {}
+    for split, pictures in fingerprints.items():
+        for path, (digest, _) in pictures.items():
+            if digest not in owner:
+                owner[digest] = (split, path)
+                continue
+            other, first = owner[digest]
+            if other == split:
+                found.append(Finding("image-twice", "warning", f"{path} is the same picture as {first}; keep one"))
+            else:
+                text = f"{path} ({split}) is the same picture as {first} ({other}): results on {split} mean little"
+                found.append(Finding("splits-share-image", "error", f"{text}; delete it from one of them"))
+    names = list(fingerprints)
+    for number, split in enumerate(names):
+        for other in names[number + 1 :]:
+            found += _look_alikes(split, fingerprints[split], other, fingerprints[other])
+    return found
+
+
+def _look_alikes(
+    split: str, mine: dict[Path, tuple[str, int]], other: str, theirs: dict[Path, tuple[str, int]]
+) -> Iterable[Finding]:
+    """Yield pairs of pictures of two splits that look the same but are not the same file."""
+    if not mine or not theirs:
+        return
+    there = np.array([look for _, look in theirs.values()], dtype=np.uint64)
+    paths, digests = list(theirs), [digest for digest, _ in theirs.values()]
+    for path, (digest, look) in mine.items():
+        apart = np.unpackbits((there ^ np.uint64(look)).view(np.uint8).reshape(-1, 8), axis=1).sum(1)
+        nearest = int(apart.argmin())
+        plain = bin(look).count("1") in (0, 64)  # one colour all over: every such picture looks the same
+        if apart[nearest] <= NEAR and digests[nearest] != digest and not plain:
+            text = f"{path} ({split}) looks like {paths[nearest]} ({other}): frames of one film, or a copy?"
+            yield Finding("splits-look-alike", "warning", text)
