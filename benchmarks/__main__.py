@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-SHORT = ("detr_r50",)
+SHORT = ("detr_r50", "recording")
 BENCHMARKS = (*SHORT, "time_to_ap")  # time_to_ap takes hours; python -m benchmarks.time_to_ap --help lists its options
 
 if __name__ == "__main__":

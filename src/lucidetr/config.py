@@ -63,27 +63,37 @@ class ModelConfig:
     head_dim: int = 32
     """Width of one attention head; num_heads × head_dim need not equal d_model."""
     feed_forward: int = 2048
-    """Hidden width of the feed-forward blocks."""
+    """Hidden width of the feed-forward blocks. 0: the layers have none."""
     encoder_layers: int = 6
     decoder_layers: int = 6
-    encoder_block: Literal["post_norm", "pre_norm", "end_norm"] = "post_norm"
-    """Where layer norm stands: after each sum (the paper), before each part, or once at the block's end."""
-    decoder_block: Literal["post_norm", "pre_norm"] = "post_norm"
+    encoder_block: Literal["post_norm", "pre_norm", "end_norm", "no_residual"] = "post_norm"
+    """Where layer norm stands: after each sum (the paper), before each part, or once at the block's end.
+    no_residual: after each part, whose input is not added."""
+    decoder_block: Literal["post_norm", "pre_norm", "no_residual", "shared_norm"] = "post_norm"
+    """shared_norm: one norm for the sums of both attentions, none for that of the feed-forward, and none before the
+    heads."""
+    initialisation: Literal["default", "uniform", "uniform_scaled", "xavier", "he_in", "he_out", "t_fixup"] = "default"
+    """How all matrices start: each part by its own rule (the paper), uniform in ±0.02, the same with smaller queries,
+    keys and values, Xavier's, He's by inputs or by outputs, or T-Fixup's."""
     residual_start: Literal["xavier", "zero", "scaled"] = "xavier"
     """How the last layer of each residual branch starts: as any other, at zero, or divided by √(2 · layers)."""
     fused: tuple[int, ...] = ()
     """Strides of finer backbone maps, coarse to fine, that the encoder's map is fused into; the decoder reads the
     last. Empty: it reads the encoder's own map."""
-    position: Literal["sine", "learned", "octaves"] = "sine"
-    """2-D position encoding, added to queries and keys at every attention. sine: the paper's waves, most of them far
-    longer than the picture; octaves: 1 to 32 waves over the picture."""
+    position: Literal["sine", "learned", "octaves", "none"] = "sine"
+    """2-D position encoding. sine: the paper's waves, most of them far longer than the picture; octaves: 1 to 32 waves
+    over the picture; none: tokens do not know where they lie."""
+    position_at: Literal["attention", "input"] = "attention"
+    """Where it is added: to queries and keys of the encoder and keys of the decoder, at every attention (the paper), or
+    once to the tokens that enter the encoder."""
     position_table: int = 50
     """Rows and columns that a learned position encoding knows (the grid's largest side)."""
     num_queries: int = 100
     """Object queries N: the most objects that can be found in one image."""
-    queries: Literal["learned", "anchors", "selected"] = "learned"
-    """What queries start from: a learned vector each (the paper), a learned box and content each, or the tokens of
-    the memory that look most like objects, whose guesses are supervised as a layer of their own."""
+    queries: Literal["learned", "content", "anchors", "selected"] = "learned"
+    """What queries start from: a learned position each and no content (the paper), a learned content each and no
+    position, a learned box and content each, or the tokens of the memory that look most like objects, whose guesses
+    are supervised as a layer of their own."""
     query_groups: int = 1
     """Sets of queries that learn side by side, unseen by each other; only the first is left after training."""
     denoising: float = 0.0
@@ -105,13 +115,13 @@ class ModelConfig:
             "d_model",
             "num_heads",
             "head_dim",
-            "feed_forward",
             "decoder_layers",
             "num_queries",
             "query_groups",
         )
         ranges: dict[str, tuple[float, float]] = dict.fromkeys((*at_least_one, "position_table"), (1, HUGE))
-        check_ranges(self, "model.", ranges | {"encoder_layers": (0, HUGE), "dropout": (0, 0.99), "denoising": (0, 1)})
+        ranges |= dict.fromkeys(("encoder_layers", "feed_forward"), (0, HUGE))
+        check_ranges(self, "model.", ranges | {"dropout": (0, 0.99), "denoising": (0, 1)})
         if self.d_model % 4:
             raise InputError(f"model.d_model = {self.d_model}: choose a multiple of 4 (sine and cosine of two axes)")
         finer = self.backbone.strides[:-1]
@@ -122,10 +132,11 @@ class ModelConfig:
 
     def _check_boxes(self) -> None:
         """Refuse settings that need each other's absence or presence."""
-        if (self.queries == "learned") != (self.boxes == "absolute"):
+        if (self.queries in ("learned", "content")) != (self.boxes == "absolute"):
             raise InputError(
-                f"model.queries = {self.queries} and model.boxes = {self.boxes}: learned queries say absolute boxes; "
-                "anchors and selected queries start from a box, which relative, refined and refined_twice move"
+                f"model.queries = {self.queries} and model.boxes = {self.boxes}: learned queries say absolute boxes, "
+                "as those of learned content do; anchors and selected queries start from a box, which relative, "
+                "refined and refined_twice move"
             )
         if self.box_bias != "none" and self.boxes == "absolute":
             raise InputError(f"model.box_bias = {self.box_bias} needs queries that start from a box: anchors, selected")
@@ -261,7 +272,7 @@ class TrainConfig:
     augmentation: AugmentationConfig = AugmentationConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     data: str = ""
-    """A folder with COCO json files, or generated:digits."""
+    """A COCO, YOLO or Pascal VOC folder, or generated:digits."""
     train_json: str = ""
     """Explicit COCO file of the training split, instead of searching --data."""
     train_images: str = ""
@@ -295,6 +306,9 @@ class TrainConfig:
     """Parts that do not learn, by name: backbone.stem backbone.stages.0 encoder …"""
     evaluations: int = 10
     """How often the validation split is evaluated, evenly over the run; the end is always one of them."""
+    statistics: int = 24
+    """How often weights, gradients and matching are written down, evenly over the run, the first step and the last
+    included; 0: never."""
     save_minutes: float = 10.0
     """Save what --resume needs at least this often, besides at every evaluation and on Ctrl-C."""
     overfit: int = 0
@@ -315,7 +329,9 @@ class TrainConfig:
 
     def __post_init__(self):
         counts: dict[str, tuple[float, float]] = dict.fromkeys(("batch", "micro_batch", "evaluations"), (1, HUGE))
-        rest: dict[str, tuple[float, float]] = dict.fromkeys(("overfit", "seed", "workers"), (0, 2**31 - 1))
+        rest: dict[str, tuple[float, float]] = dict.fromkeys(
+            ("overfit", "seed", "workers", "statistics"), (0, 2**31 - 1)
+        )
         check_ranges(self, "--", counts | rest | {"cache_gb": (0, HUGE), "save_minutes": (0, HUGE)})
         softmax = self.model.classification == "softmax"
         if softmax != (self.loss.classification == "cross_entropy"):

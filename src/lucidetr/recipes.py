@@ -25,6 +25,24 @@ def _paper(name: str, backbone: BackboneConfig) -> TrainConfig:
     return replace(DETR_R50, recipe=name, model=replace(DETR_R50.model, backbone=backbone))
 
 
+# Five times the paper's parameters, four fifths of them in the backbone, and another choice in every part of the
+# transformer (docs/detr-222m.md counts them). Nothing is pretrained at this size: group norm, one rate.
+DETR_222M = replace(
+    DETR_R50,
+    recipe="detr-222m",
+    model=ModelConfig(
+        backbone=BackboneConfig(name="resnet18", width=256, norm="group"),
+        num_heads=11,
+        head_dim=144,
+        encoder_block="end_norm",
+        decoder_block="shared_norm",
+        position_at="input",
+        queries="content",
+    ),
+    optimiser=replace(DETR_R50.optimiser, backbone_lr=DETR_R50.optimiser.lr),
+    freeze=(),
+)
+
 # The paper's design at a twentieth of its size. Nothing is pretrained at this size, so the whole network learns
 # at one rate, and group norm replaces the frozen statistics; small steps on small images need a larger rate.
 DETR_XS = replace(
@@ -147,6 +165,7 @@ RECIPES: dict[str, TrainConfig] = {
         _paper("detr-r50-dc5", BackboneConfig(name="resnet50", dilation=True)),
         _paper("detr-r101", BackboneConfig(name="resnet101")),
         _paper("detr-r101-dc5", BackboneConfig(name="resnet101", dilation=True)),
+        DETR_222M,
         DETR_XS,
         LUCID_XS,
         LUCID_S,

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from lucidetr.cli.engines import reference_engine
 from lucidetr.recipes import recipe
+from lucidetr.studies.engines import reference_engine
 from lucidetr.training import loop
 from lucidetr.training.engine import FAST
 from lucidetr.training.run_log import read_metrics

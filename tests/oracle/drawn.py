@@ -59,15 +59,14 @@ def backbone_configs(draw) -> BackboneConfig:
 @st.composite
 def choices(draw) -> dict:
     """Draw what depends on each other: how queries start, what they say, and how they look."""
-    queries = draw(st.sampled_from(["learned", "anchors", "selected"]))
+    queries = draw(st.sampled_from(["learned", "anchors", "selected", "content"]))
+    from_a_box = queries in ("anchors", "selected")
     return {
         "queries": queries,
         "classification": "sigmoid" if queries == "selected" else draw(st.sampled_from(["softmax", "sigmoid"])),
-        "boxes": "absolute"
-        if queries == "learned"
-        else draw(st.sampled_from(["relative", "refined", "refined_twice"])),
-        "box_bias": "none" if queries == "learned" else draw(st.sampled_from(["gaussian", "rpb", "none"])),
-        "denoising": 0.0 if queries == "learned" else draw(st.sampled_from([0.0, 0.4])),
+        "boxes": draw(st.sampled_from(["relative", "refined", "refined_twice"])) if from_a_box else "absolute",
+        "box_bias": draw(st.sampled_from(["gaussian", "rpb", "none"])) if from_a_box else "none",
+        "denoising": draw(st.sampled_from([0.0, 0.4])) if from_a_box else 0.0,
     }
 
 
@@ -83,13 +82,14 @@ def model_configs(draw) -> ModelConfig:
         d_model=draw(st.sampled_from([8, 12, 20])),
         num_heads=draw(st.integers(1, 3)),
         head_dim=draw(st.integers(1, 5)),
-        feed_forward=draw(st.integers(1, 16)),
+        feed_forward=draw(st.sampled_from([16, 0, 5, 1])),
         encoder_layers=draw(st.integers(0, 2)),
         decoder_layers=draw(st.integers(1, 3)),
-        encoder_block=draw(st.sampled_from(["post_norm", "pre_norm", "end_norm"])),
-        decoder_block=draw(st.sampled_from(["post_norm", "pre_norm"])),
+        encoder_block=draw(st.sampled_from(["post_norm", "pre_norm", "end_norm", "no_residual"])),
+        decoder_block=draw(st.sampled_from(["post_norm", "pre_norm", "shared_norm", "no_residual"])),
         fused=tuple(sorted(draw(finer), reverse=True)),
-        position=draw(st.sampled_from(["sine", "learned", "octaves"])),
+        position=draw(st.sampled_from(["sine", "learned", "octaves", "none"])),
+        position_at=draw(st.sampled_from(["attention", "input"])),
         position_table=25,
         num_queries=draw(st.integers(1, 6)),
         query_groups=draw(st.integers(1, 3)),

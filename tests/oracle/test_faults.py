@@ -25,6 +25,18 @@ FAULTS = {
     "layers/positions.py": ("column / (column[:, :, -1:] + 1e-6)", "column / (column.shape[2] + 1e-6)"),
     "layers/positions.py octaves": ("MOST_WAVES**exponent", "2**exponent"),
     "layers/positions.py centres": ("inside[:, :, 0].sum(1, keepdim=True)", "inside.shape[1]"),
+    "layers/positions.py none": (
+        "return torch.zeros(batch, self.d_model",
+        "return torch.ones(batch, self.d_model",
+    ),
+    "layers/positions.py once": (
+        "return tokens + position, torch.zeros_like(position)",
+        "return tokens + position, position",
+    ),
+    "layers/positions.py keys": (
+        '"""Return the tokens as they are."""\n        return tokens',
+        '"""Return the tokens as they are."""\n        return tokens + position',
+    ),
     "layers/attention.py bias": (
         "~hidden if bias is None else bias.masked_fill(hidden, -torch.inf)",
         "~hidden if bias is None else bias",
@@ -42,6 +54,10 @@ FAULTS = {
         "return x + self.dropout(part(self.norm(x)))",
         "return self.norm(x) + self.dropout(part(self.norm(x)))",
     ),
+    "layers/residual.py none": (
+        "return self.norm(self.dropout(part(x)))",
+        "return self.norm(x + self.dropout(part(x)))",
+    ),
     "models/backbones.py": (
         "blocks = [block(channels, width, stride, 1, norm)]",
         "blocks = [block(channels, width, stride, dilation, norm)]",
@@ -50,10 +66,19 @@ FAULTS = {
         "self.attention(x + position, x + position, x, key_padding=padding)",
         "self.attention(x + position, x + position, x + position, key_padding=padding)",
     ),
+    "models/encoder.py none": (
+        '"no_residual": (NoResidual, NoResidual)',
+        '"no_residual": (NoResidual, PostNorm)',
+    ),
+    "models/encoder.py no part": (
+        "nn.Identity(), NoPart()",
+        "nn.Identity(), feed_forward_path(config.d_model, config.dropout)",
+    ),
     "models/convnet.py": ("return F.relu(self.norm(self.conv(x)))", "return self.norm(F.relu(self.conv(x)))"),
     "models/fusion.py": ("self.smooth(self.lateral(fine) + spread)", "self.smooth(self.lateral(fine)) + spread"),
     "models/detr.py": ("fused = self.fusion(understood, maps)", "fused = understood"),
     "models/queries.py": ("Start(content=torch.zeros_like(position)", "Start(content=position"),
+    "models/queries.py content": ("position=torch.zeros_like(content)", "position=content"),
     "models/queries.py anchors": ("self.box.sigmoid()", "self.box"),
     "models/queries.py selected": (
         "logits.amax(-1).masked_fill(memory.padding, -torch.inf)",
@@ -76,6 +101,10 @@ FAULTS = {
         "bias = self.box_bias(x + position, boxes_cxcywh",
     ),
     "models/decoder.py groups": ("seen, x = apart(x + position, groups)", "groups, seen = 1, x + position"),
+    "models/decoder.py shared": ("SamePath(self.self_attention_path) if", "attention_path(*path) if"),
+    "models/decoder.py sum": ("(PostNorm, NoNorm)", "(PostNorm, PostNorm)"),
+    "models/decoder.py heads": ('nn.Identity() if config.decoder_block == "shared_norm" else', ""),
+    "models/decoder.py no part": ("nn.Identity(), NoPart()", "nn.Identity(), feed_forward_path(*path)"),
     "models/decoder.py relative": (
         "move(references[1], delta), references",
         "move(references[1], delta), (move(references[1], delta),) * 2",

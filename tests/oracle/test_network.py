@@ -98,6 +98,33 @@ KINDS = {
         SELECTED, box_bias="gaussian", query_groups=2, shared_heads=False, boxes="refined"
     ),
     "anchors and hints, bells": replace(ANCHORS, box_bias="gaussian", boxes="refined", denoising=0.4),
+    "no residual in the decoder": replace(SMALL, decoder_block="no_residual"),
+    "no residual, anchors, refined, bells": replace(
+        ANCHORS, boxes="refined", box_bias="gaussian", encoder_block="no_residual", decoder_block="no_residual"
+    ),
+    "shared norm": replace(SMALL, decoder_block="shared_norm"),
+    "shared norm, selected, distances to the sides": replace(SELECTED, box_bias="rpb", decoder_block="shared_norm"),
+    "no positions": replace(SMALL, position="none"),
+    "positions at the input, learned": replace(SMALL, position="learned", position_at="input"),
+    "positions at the input, fused, selected, bells": replace(
+        SELECTED, position="octaves", position_at="input", fused=(16, 8), box_bias="gaussian"
+    ),
+    "positions at the input, no encoder": replace(SMALL, position_at="input", encoder_layers=0),
+    "learned contents": replace(SMALL, queries="content"),
+    "groups of learned contents": replace(SMALL, queries="content", query_groups=3),
+    "no feed-forward": replace(SMALL, feed_forward=0),
+    "no feed-forward, pre-norm, anchors": replace(
+        ANCHORS, feed_forward=0, encoder_block="pre_norm", decoder_block="pre_norm"
+    ),
+    "no feed-forward, no norm, shared norm": replace(
+        SMALL, feed_forward=0, encoder_block="end_norm", decoder_block="shared_norm"
+    ),
+    "no feed-forward, no residual, anchors": replace(
+        ANCHORS, feed_forward=0, encoder_block="no_residual", decoder_block="no_residual"
+    ),
+    "positions at the input, end norm, learned contents, shared norm": replace(
+        SMALL, position_at="input", encoder_block="end_norm", queries="content", decoder_block="shared_norm"
+    ),
     "all at once, groups, hints, batch norm": replace(
         SELECTED,
         backbone=CONVNET.backbone,
@@ -191,7 +218,7 @@ def check(case: Case, dtype: torch.dtype, training: bool) -> None:
     all_agree(dict(model.named_buffers()), {name: state[name] for name, _ in model.named_buffers()})
 
 
-@examples(24)
+@examples(32)
 @given(case=cases())
 def test_drawn_networks_in_float64(case):
     check(case, torch.float64, training=False)
@@ -301,6 +328,9 @@ def test_dropout_stands_at_the_same_places(monkeypatch):
         "norm at the end of a block",
         "anchors, refined, bells, pre-norm",
         "selected, relative, distances to the sides, narrow",
+        "no residual in the decoder",
+        "no feed-forward",
+        "positions at the input, end norm, learned contents, shared norm",
     ):
         config = replace(KINDS[kind], dropout=0.3)
         model = build(config, seed=2)

@@ -323,3 +323,5 @@ def test_residual_kinds():
     agree(module(x + x**2), transformer.residual(here, "post_norm", x, part), "post_norm")
     agree(x + module(x) ** 2, transformer.residual(here, "pre_norm", x, part), "pre_norm")
     agree(x + x**2, transformer.residual(here, "no_norm", x, part), "no_norm")
+    agree(module(x**2), transformer.residual(here, "no_residual", x, part), "no_residual")
+    agree(module(x + x**2), transformer.residual(here.inside("b"), "post_norm", x, part, here), "another path's norm")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lucidetr.reference.network import forward
+from lucidetr.reference.norms import layer_norm
 
 from .drawn import agree, build, image_batch, leaves
 from .test_network import KINDS, SMALL
@@ -29,14 +30,23 @@ def named(module: torch.nn.Module) -> str:
         "convnet, group norm, one stage",
         "anchors, refined, bells, pre-norm",
         "selected, refined twice",
+        "no residual, anchors, refined, bells",
+        "shared norm",
+        "no positions",
+        "positions at the input, learned",
+        "no feed-forward",
     ],
 )
 def test_values_are_those_of_the_fast_modules(kind):
     config = KINDS[kind]
     model = build(config, seed=1).eval()
     fast, hidden = {}, []
+
+    def keep(name, output):  # of a module used twice, what it said first
+        fast.setdefault(name, output)
+
     for name, module in model.named_modules():
-        module.register_forward_hook(lambda _, __, output, name=name: fast.update({name: output}))
+        module.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
     model.decoder.norm.register_forward_hook(lambda _, __, output: hidden.append(output))
     model(BATCH.images, BATCH.padding)
     _, trace = run(config)
@@ -47,7 +57,7 @@ def test_values_are_those_of_the_fast_modules(kind):
     blocks = ("Bottleneck", "BasicBlock", "Halving")
     same |= {n: f"{n}.output" for n, m in model.named_modules() if n.startswith("backbone") and named(m) in blocks}
     same |= {n: n for n in fast if n.endswith(".box_bias") and fast[n] is not None}
-    same |= {n: f"{n}.after" for n in fast if n.endswith("_path")}
+    same |= {n: f"{n}.after" for n, m in model.named_modules() if n.endswith("_path") and named(m) != "NoPart"}
     assert len(same) > 15
     for there, here in same.items():
         agree(fast[there], trace[here], here)
@@ -85,6 +95,77 @@ def test_the_stream_is_the_sum_of_what_was_added():
             agree(trace[f"encoder.layers.{layer}.{path}.before"], stream, "before")
             stream = stream + trace[f"encoder.layers.{layer}.{path}.added"]
             agree(trace[f"encoder.layers.{layer}.{path}.after"], stream, "after")
+
+
+def test_without_a_residual_only_the_part_is_passed_on():
+    config = KINDS["no residual, anchors, refined, bells"]
+    _, trace = run(config)
+    state = leaves(build(config, seed=1))
+    paths = [name.removesuffix(".added") for name in trace if name.endswith(".added")]
+    assert len(paths) == 2 * (2 + 3)
+    for path in paths:
+        weight, bias = state[f"{path}.norm.weight"], state[f"{path}.norm.bias"]
+        agree(layer_norm(trace[f"{path}.added"], weight, bias), trace[f"{path}.after"], path)
+
+
+def test_without_a_residual_queries_without_content_stay_equal_until_they_look():
+    _, trace = run(KINDS["no residual in the decoder"])
+    after = trace["decoder.layers.0.self_attention_path.after"]
+    agree(after, after[:, :1].expand_as(after), "every query")
+    after = trace["decoder.layers.0.cross_attention_path.after"]
+    assert after.std(dim=1).min() > 1e-6  # their positions look at different places
+
+
+def test_one_norm_for_two_paths_and_none_for_the_heads():
+    config = KINDS["shared norm"]
+    _, trace = run(config)
+    state = leaves(build(config, seed=1))
+    assert not any(name.startswith("decoder.norm") for name in state)
+    for layer in (f"decoder.layers.{index}" for index in range(2)):
+        weight, bias = (
+            state[f"{layer}.self_attention_path.norm.weight"],
+            state[f"{layer}.self_attention_path.norm.bias"],
+        )
+        for path in ("self_attention_path", "cross_attention_path"):
+            total = trace[f"{layer}.{path}.before"] + trace[f"{layer}.{path}.added"]
+            agree(layer_norm(total, weight, bias), trace[f"{layer}.{path}.after"], path)
+        before, added, after = (trace[f"{layer}.feed_forward_path.{name}"] for name in ("before", "added", "after"))
+        agree(before + added, after, "an un-normed sum")
+        agree(after, trace[f"{layer}.hidden"], "what the heads read")
+
+
+def test_positions_at_the_input_are_added_once():
+    config = KINDS["positions at the input, fused, selected, bells"]
+    _, trace = run(config)
+    state = leaves(build(config, seed=1))
+    position = trace["position"].flatten(2).transpose(1, 2)
+    assert position.abs().max() > 0.5
+    agree(trace["encoder.layers.0.attention_path.before"], trace["tokens"] + position, "what enters the encoder")
+    assert "fusion.position" not in trace
+    for name, seen in (
+        ("encoder.layers.1.attention", "encoder.layers.1.attention_path.before"),
+        ("decoder.layers.0.cross_attention", "memory"),
+    ):
+        key = trace[seen] @ state[f"{name}.key.weight"].T + state[f"{name}.key.bias"]
+        agree(trace[f"{name}.key"].transpose(1, 2).flatten(2), key, name)
+
+
+def test_learned_contents_have_no_position():
+    config = KINDS["learned contents"]
+    _, trace = run(config)
+    state = leaves(build(config, seed=1))
+    agree(trace["queries.content"], state["queries.content"].expand(2, -1, -1), "content")
+    name = "decoder.layers.0.self_attention"
+    agree(trace[f"{name}_path.before"], trace["queries.content"], "what enters the decoder")
+    query = trace["queries.content"] @ state[f"{name}.query.weight"].T + state[f"{name}.query.bias"]
+    agree(trace[f"{name}.query"].transpose(1, 2).flatten(2), query, "queries")
+
+
+def test_without_a_feed_forward_there_is_no_trace_of_it():
+    _, trace = run(KINDS["no feed-forward"])
+    assert not [name for name in trace if "feed_forward" in name]
+    agree(trace["encoder.layers.1.attention_path.before"], trace["encoder.layers.0.attention_path.after"], "stream")
+    agree(trace["memory"], trace["encoder.layers.1.attention_path.after"], "memory")
 
 
 def test_keep_limits_the_trace():

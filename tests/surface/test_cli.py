@@ -92,7 +92,7 @@ def test_version():
         (["train", "detr-xs", "--data", TINY, "--steps", "1"], "where to? Give the run's folder by --out"),
         (["train", "detr-xs", "--steps", "1", "--out", "x"], "no data: give --data"),
         (["train", "detr-xs", "--steps", "1", "--out", "x", "--data", "nowhere"], "nowhere: no such folder"),
-        (["train", "detr-xs", "--steps", "1", "--out", "x", "--data", "empty"], "no COCO json found"),
+        (["train", "detr-xs", "--steps", "1", "--out", "x", "--data", "empty"], "no COCO json in"),
         (["train", "detr-xs", "--steps", "1", "--out", "file/x", "--data", TINY], "cannot be written"),
         (["train", "detr-xs", "--steps", "1", "--out", "x", "--data", TINY, "--freeze", "bakbone"], "is no part"),
         (["train", "detr-xs", "--steps", "1", "--out", "x", "--data", TINY, "--batch", "0"], "--batch = 0: choose"),

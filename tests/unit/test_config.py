@@ -35,6 +35,11 @@ def test_cards_survive_json():
         ({"model": {"num_querys": 3}}, r"unknown field model.num_querys: did you mean num_queries\?"),
         ({"model": {"num_queries": "3"}}, r"model.num_queries = '3': expected int"),
         ({"model": {"backbone": {"name": "resnet20"}}}, r"model.backbone.name = 'resnet20': choose one of resnet18"),
+        (
+            {"model": {"initialisation": "he"}},
+            r"model.initialisation = 'he': choose one of default, uniform, .*, t_fixup",
+        ),
+        ({"model": {"decoder_block": "end_norm"}}, r"decoder_block = 'end_norm': choose one of .* shared_norm"),
         ({"images": {"mean": [0.5]}}, r"images.mean = \[0.5\]: expected 3 values"),
         ({"freeze": [1]}, r"freeze\[0\] = 1: expected str"),
         ({"model": 3}, r"expected an object with fields, got 3"),
@@ -58,6 +63,7 @@ def test_a_missing_field_is_named():
         ("num_queries", 0, "model.num_queries = 0: choose at least 1"),
         ("decoder_layers", 0, "model.decoder_layers = 0: choose at least 1"),
         ("encoder_layers", -1, "model.encoder_layers = -1: choose at least 0"),
+        ("feed_forward", -1, "model.feed_forward = -1: choose at least 0"),
         ("dropout", 1.0, "model.dropout = 1.0: choose at least 0 and at most 0.99"),
         ("dropout", float("nan"), "model.dropout = nan: choose at least 0"),
     ],
@@ -94,6 +100,12 @@ def test_a_run_that_cannot_be_is_refused(part, field, value, message):
         ({"queries": "anchors"}, r"queries = anchors and model.boxes = absolute: .*anchors and selected .* from a box"),
         ({"boxes": "refined"}, r"queries = learned and model.boxes = refined: learned queries say absolute boxes"),
         ({"queries": "selected", "boxes": "relative"}, r"selected needs model.classification sigmoid"),
+        (
+            {"queries": "content", "boxes": "refined"},
+            r"= content and model.boxes = refined: .* as those of learned content",
+        ),
+        ({"queries": "content", "box_bias": "rpb"}, r"model.box_bias = rpb needs queries that start from a box"),
+        ({"queries": "content", "denoising": 0.4}, r"model.denoising needs queries that start from a box"),
         ({"box_bias": "gaussian"}, r"model.box_bias = gaussian needs queries that start from a box: anchors, selected"),
         ({"box_bias": "rpb"}, r"model.box_bias = rpb needs queries that start from a box"),
         ({"denoising": 0.4}, r"model.denoising needs queries that start from a box"),
@@ -134,6 +146,11 @@ def test_a_backbone_that_cannot_be_is_refused(changes, message):
 def test_what_fits_together_is_taken(queries, boxes, box_bias):
     config = ModelConfig(queries=queries, boxes=boxes, box_bias=box_bias, classification="sigmoid", denoising=0.4)
     assert replace(config, fused=(16, 8, 4), query_groups=3).backbone.strides == (4, 8, 16, 32)
+
+
+def test_learned_content_says_whole_boxes_in_any_number_of_groups():
+    config = ModelConfig(queries="content", query_groups=3, feed_forward=0, position="none", position_at="input")
+    assert from_dict(ModelConfig, to_dict(config)) == config
 
 
 def test_the_loss_fits_the_kind_of_logits():

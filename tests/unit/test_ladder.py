@@ -7,8 +7,9 @@ import pytest
 
 from lucidetr.fields import difference, from_dict, to_dict
 from lucidetr.recipes import DETR_XS, LADDER, LUCID_XS, climb, without
-from lucidetr.studies import ladder
-from lucidetr.studies.ladder import Result, contenders, ladder_page, read_results, run_study
+from lucidetr.studies import experiment, ladder
+from lucidetr.studies.experiment import Result, read_results
+from lucidetr.studies.ladder import contenders, ladder_page, run_study
 from run_tools import tiny
 
 
@@ -90,7 +91,7 @@ def test_a_study_writes_a_line_for_each_run_and_does_nothing_twice(two, monkeypa
         assert (result.minutes, result.data) == (SECOND, data)
     assert "without rate, seed 0: AP" in capsys.readouterr().out
     before = file.read_bytes()
-    monkeypatch.setattr(ladder, "train", None)  # whoever trains now fails
+    monkeypatch.setattr(experiment, "train", None)  # whoever trains now fails
     run_study(file, SECOND, seeds=1, data=data)
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]

@@ -1,5 +1,6 @@
 """Attention, positions and norms: padding never shows, widths are free."""
 
+import copy
 import math
 
 import pytest
@@ -11,8 +12,8 @@ from torch import nn
 from lucidetr.errors import InputError
 from lucidetr.layers.attention import MultiHeadAttention
 from lucidetr.layers.norms import FrozenBatchNorm2d, group_norm
-from lucidetr.layers.positions import LearnedPosition, SinePosition
-from lucidetr.layers.residual import NoNorm, PostNorm, PreNorm
+from lucidetr.layers.positions import AtAttention, AtInput, LearnedPosition, NoPosition, SinePosition
+from lucidetr.layers.residual import NoNorm, NoPart, NoResidual, PostNorm, PreNorm, SamePath
 
 
 def test_padded_keys_are_not_seen():
@@ -100,5 +101,37 @@ def test_residual_paths():
         (PostNorm(4, 0.0), lambda p: p.norm(x + 2 * x)),
         (PreNorm(4, 0.0), lambda p: x + 2 * p.norm(x)),
         (NoNorm(4, 0.0), lambda p: 3 * x),
+        (NoResidual(4, 0.0), lambda p: p.norm(2 * x)),
+        (NoPart(), lambda p: x),
     ):
         torch.testing.assert_close(path(x, lambda y: 2 * y), expected(path))
+
+
+def test_a_path_taken_twice_keeps_its_norm_under_one_name():
+    block = nn.ModuleDict({"first": PostNorm(4, 0.0)})
+    block["second"] = SamePath(block["first"])
+    nn.init.normal_(block["first"].norm.weight)
+    x = torch.randn(1, 3, 4)
+    assert torch.equal(block["second"](x, lambda y: 2 * y), block["first"].norm(3 * x))
+    assert set(block.state_dict()) == {"first.norm.weight", "first.norm.bias"}
+    twin = copy.deepcopy(block)  # as the moving average of the weights is made
+    nn.init.zeros_(twin["first"].norm.weight)
+    assert torch.equal(twin["second"](x, lambda y: 2 * y), torch.zeros_like(x))
+    assert block["second"](x, lambda y: 2 * y).any()
+
+
+def test_no_position_is_zero_and_nothing_to_learn():
+    position = NoPosition(d_model=8)
+    encoding = position(torch.zeros(2, 3, 5, dtype=torch.bool), torch.float64)
+    assert encoding.shape == (2, 8, 3, 5) and encoding.dtype == torch.float64 and not encoding.any()
+    assert not position.state_dict()
+
+
+def test_positions_are_added_at_every_attention_or_once():
+    tokens, position = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    entered, added = AtAttention().enter(tokens, position)
+    assert torch.equal(entered, tokens) and torch.equal(added, position)
+    assert torch.equal(AtAttention().keys(tokens, position), tokens + position)
+    entered, added = AtInput().enter(tokens, position)
+    assert torch.equal(entered, tokens + position) and not added.any()
+    assert torch.equal(AtInput().keys(tokens, position), tokens)

@@ -14,12 +14,14 @@ lucidetr: DETR from scratch that you can read, train on one machine, and look in
   lucidetr eval RUN --data DATA --split val      COCO's twelve numbers, and AP by category
   lucidetr predict RUN PICTURE|FOLDER … --out DIR
                                                  draw what it finds, write detections.json
+  lucidetr inspect RUN                           look inside: one page of figures, with a warning where one is due
   lucidetr convert SOURCE OUT                    other projects' weights to ours, or ours to theirs
-  lucidetr data write generated:digits DIR       write generated scenes as a COCO folder
+  lucidetr doctor DATA                           everything that is wrong or odd in a data set; it only reads
+  lucidetr data convert DATA DIR --to yolo       any data set as a new folder; also: split, sample (a sheet of pictures)
   lucidetr recipes                               the named models and their sizes; --ladder, --neighbours
-  lucidetr study ladder --out DIR                measure the ladder anew
+  lucidetr study NAME --out DIR                  make a study's figures and table anew: start, ladder, …
 
-DATA is a folder with COCO json files and images, or generated:digits.
+DATA is a COCO, YOLO or Pascal VOC folder, or generated:digits.
 `lucidetr VERB --help` lists every option; any setting of a recipe can be changed: --model.num-queries 50
 """
 
@@ -28,7 +30,9 @@ VERBS = {
     "train": "lucidetr.cli.train",
     "eval": "lucidetr.cli.evaluate",
     "predict": "lucidetr.cli.predict",
+    "inspect": "lucidetr.cli.inspect",
     "convert": "lucidetr.cli.convert",
+    "doctor": "lucidetr.cli.doctor",
     "data": "lucidetr.cli.data",
     "recipes": "lucidetr.cli.recipes",
     "study": "lucidetr.cli.study",

@@ -14,6 +14,8 @@ from lucidetr.evaluation.coco import evaluate
 from lucidetr.evaluation.detect import detect
 from lucidetr.evaluation.table import print_metrics
 from lucidetr.inspection.curves import draw_curves
+from lucidetr.inspection.material import open_run
+from lucidetr.inspection.report import write_report
 from lucidetr.recipes import recipe
 from lucidetr.training.loop import train
 
@@ -60,5 +62,7 @@ def demo(out: Path, minutes: float, source: str) -> None:
         draw_boxes(image, truth.boxes_xyxy, names, truth.labels.tolist()).save(drawn / f"{index + 1}-truth.png")
         draw_detections(image, detections.above(0.5)).save(drawn / f"{index + 1}-found.png")
     print(f"curves: {draw_curves(run, run / 'curves.png')}")
+    page, _ = write_report(open_run(run), run / "report.html")
+    print(f"what happened inside: {page}")
     print(f"predictions beside the truth: {drawn}")
     print(f"model: {run / 'best.safetensors'}; numbers: {run / 'metrics-val.json'}; log: {run / 'metrics.jsonl'}")

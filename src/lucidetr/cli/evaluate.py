@@ -38,8 +38,9 @@ def run(arguments: list[str]) -> None:
 
     from lucidetr.deployment.detector import load
     from lucidetr.evaluation.coco import evaluate
+    from lucidetr.evaluation.crowds import by_crowd
     from lucidetr.evaluation.detect import detect, speak
-    from lucidetr.evaluation.table import print_metrics
+    from lucidetr.evaluation.table import print_crowds, print_metrics
     from lucidetr.training.checkpoint import write_atomically
     from lucidetr.training.progress import ProgressLine
 
@@ -63,6 +64,7 @@ def run(arguments: list[str]) -> None:
     found = speak(found, detector.card.categories, annotations.categories)
     metrics = evaluate(annotations, found)
     print_metrics(metrics, dataset.name)
+    print_crowds(by_crowd(annotations, found))
     rows = [row for i, each in zip(annotations.image_ids.tolist(), found, strict=True) for row in each.to_coco(i)]
     name = options.split if own_data(options, folder) else slug(options.json or options.data, options.split)
     for kind, content in (("metrics", metrics.to_dict()), ("detections", rows)):

@@ -22,8 +22,8 @@ def run(arguments: list[str]) -> None:
         base = fine_tuned(base)
     config = tyro.cli(TrainConfig, default=base, args=options, prog=program)
 
-    from lucidetr.cli.engines import choose_engine
     from lucidetr.inspection.curves import draw_curves
+    from lucidetr.studies.engines import choose_engine
     from lucidetr.training.loop import train
 
     folder = train(*choose_engine(config))

@@ -78,6 +78,22 @@ def model_config(
     )
 
 
+def beyond_tensors(model: ModelConfig) -> str:
+    """Return the settings that `model_config` would not read off the model's tensors, empty where it reads them all.
+
+    Those that say how a model starts or learns are not asked for.
+
+    >>> beyond_tensors(ModelConfig(num_queries=7)), beyond_tensors(ModelConfig(position_at="input"))
+    ('', 'position_at is input')
+    """
+    known = {"position": ("sine", "learned"), "encoder_block": ("post_norm", "pre_norm")}
+    known["decoder_block"] = known["encoder_block"]
+    fixed = ("classification", "fused", "position_at", "queries", "boxes", "box_bias", "shared_heads")
+    told = [f"{name} is {getattr(model, name)}" for name in known if getattr(model, name) not in known[name]]
+    told += [f"{name} is {value}" for name in fixed if (value := getattr(model, name)) != getattr(ModelConfig, name)]
+    return ", ".join(told + ([] if model.feed_forward else ["feed_forward is 0"]))
+
+
 def empty_model(model: ModelConfig) -> nn.Module:
     """Return a detector whose tensors have names and shapes but no memory, to compare with."""
     with torch.device("meta"):

@@ -14,7 +14,14 @@ from torch import Tensor
 from lucidetr.categories import Categories
 from lucidetr.config import ImageConfig, ModelCard, ModelConfig
 from lucidetr.conversion.coco_names import COCO_SLOTS, coco_categories, slots
-from lucidetr.conversion.describe import empty_model, is_bottleneck, model_config, recipe_name, resnet_config
+from lucidetr.conversion.describe import (
+    beyond_tensors,
+    empty_model,
+    is_bottleneck,
+    model_config,
+    recipe_name,
+    resnet_config,
+)
 from lucidetr.conversion.names import COUNTER, Converted, Rows, account, in_float32, prefixed, rename, swapped, without
 from lucidetr.conversion.torchvision import RESNET
 from lucidetr.errors import InputError
@@ -111,6 +118,7 @@ def export_facebook(state: Mapping[str, Tensor], card: ModelCard) -> dict[str, A
         (not backbone.dilation or is_bottleneck(backbone.name), f"it has no dilated {backbone.name}"),
         (model.num_heads * model.head_dim == model.d_model, "num_heads × head_dim is not d_model"),
         (model.encoder_block == model.decoder_block, "encoder_block and decoder_block differ"),
+        (not (other := beyond_tensors(model)), other),
     ):
         if not fits:
             raise InputError(f"facebookresearch/detr cannot build this model: {reason}")

@@ -13,7 +13,14 @@ from torch import Tensor
 from lucidetr.categories import Categories
 from lucidetr.config import BackboneConfig, ImageConfig, ModelCard
 from lucidetr.conversion.coco_names import slots
-from lucidetr.conversion.describe import empty_model, is_bottleneck, model_config, recipe_name, resnet_config
+from lucidetr.conversion.describe import (
+    beyond_tensors,
+    empty_model,
+    is_bottleneck,
+    model_config,
+    recipe_name,
+    resnet_config,
+)
 from lucidetr.conversion.hugging_face_config import images_config, model_json, preprocessor_json, read_model_json
 from lucidetr.conversion.names import COUNTER, Converted, Rows, account, in_float32, prefixed, rename, swapped, without
 from lucidetr.conversion.torchvision import RESNET
@@ -141,7 +148,8 @@ def export_hugging_face(
         (not timm or _timm_has(backbone), "a dilated backbone comes from timm, and only ResNets of width 64 agree"),
         (model.num_heads * model.head_dim == model.d_model, "num_heads × head_dim is not d_model"),
         (model.encoder_block == model.decoder_block == "post_norm", "its blocks are post_norm"),
-        (model.position == "sine", "position is learned, which is not written in its names"),
+        (model.position != "learned", "position is learned, which is not written in its names"),
+        (not (other := beyond_tensors(model)), other),
     ):
         if not fits:
             raise InputError(f"DetrForObjectDetection cannot build this model: {reason}")

@@ -17,7 +17,7 @@ CLASS_HEAD = re.compile(r"(heads|queries)\.(\d+\.)?category\.(weight|bias)")
 HINTS = "hints.label.weight"  # one row for each class, too
 QUERIES = re.compile(r"queries\.(\d+\.)?(position|box|content)")  # one row for each query
 # fields of the config that the function sees to itself, or that no tensor depends on
-FREE = {"num_classes", "num_queries", "dropout", "position_table", "residual_start"}
+FREE = {"num_classes", "num_queries", "dropout", "position_table", "residual_start", "initialisation"}
 FREE |= {"backbone.norm", "backbone.zero_residual"}
 
 

@@ -56,13 +56,11 @@ def summarise(raw: Raw) -> SplitSummary:
     """Return the numbers of one split."""
     per_image = np.bincount([box.picture for box in raw.boxes if not box.crowd], minlength=len(raw.pictures))
     sides = [side for picture in raw.pictures for side in (picture.width, picture.height) if side]
-    shares = [
-        (width * height / (picture.width * picture.height)) ** 0.5
-        for box in raw.boxes
-        if (picture := raw.pictures[box.picture]).width and picture.height
-        for _, _, width, height in [box.box_xywh]
-        if width > 0 and height > 0
-    ]
+    shares = []
+    for box in raw.boxes:
+        picture, (_, _, width, height) = raw.pictures[box.picture], box.box_xywh
+        if picture.width and picture.height and width > 0 and height > 0:
+            shares.append((width * height / (picture.width * picture.height)) ** 0.5)
     low, middle, high = np.percentile(shares, [10, 50, 90]).round(4).tolist() if shares else (0.0, 0.0, 0.0)
     counts = Counter(box.name for box in raw.boxes if not box.crowd)
     return SplitSummary(

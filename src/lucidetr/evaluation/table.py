@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lucidetr.evaluation.coco import MEANING, Metrics
+from lucidetr.evaluation.crowds import Group
 
 
 def print_metrics(metrics: Metrics, name: str) -> None:
@@ -21,6 +22,15 @@ def print_metrics(metrics: Metrics, name: str) -> None:
     for category, row in metrics.per_class.items():
         classes.add_row(category, *(_say(row[key]) for key in ("AP", "AP50", "AR100")), str(row["objects"]))
     console.print(classes)
+
+
+def print_crowds(groups: list[Group]) -> None:
+    """Print what was found by the number of objects in a picture, at the threshold with the best F1."""
+    table = Table("objects in a picture", "pictures", "objects", "recall", "precision", box=None, pad_edge=False)
+    for group in groups:
+        span = f"{group.fewest}" if group.fewest == group.most else f"{group.fewest} to {group.most}"
+        table.add_row(span, str(group.images), str(group.objects), _say(group.recall), _say(group.precision))
+    Console(highlight=False).print(table)
 
 
 def _say(value: float | int | None) -> str:

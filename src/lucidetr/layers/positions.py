@@ -99,6 +99,21 @@ class SinePosition(nn.Module):
         return torch.stack([phase.sin(), phase.cos()], dim=2).flatten(1, 2)
 
 
+class NoPosition(nn.Module):
+    """Encode nothing: zero everywhere, so that tokens are a set without order."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.d_model = d_model
+
+    def forward(
+        self, padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
+    ) -> Float[Tensor, "batch d_model grid_h grid_w"]:
+        """Return zeros."""
+        batch, grid_h, grid_w = padding.shape
+        return torch.zeros(batch, self.d_model, grid_h, grid_w, dtype=dtype, device=padding.device)
+
+
 class LearnedPosition(nn.Module):
     """Learn one vector for each row and one for each column of the grid.
 
@@ -127,3 +142,37 @@ class LearnedPosition(nn.Module):
         row = self.row[:grid_h, None].expand(-1, grid_w, -1)
         column = self.column[None, :grid_w].expand(grid_h, -1, -1)
         return torch.cat([column, row], dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1).to(dtype)
+
+
+class AtAttention(nn.Module):
+    """Hand positions to every attention, where they are added to queries and keys, never to values (the paper)."""
+
+    def enter(
+        self, tokens: Float[Tensor, "batch token d_model"], position: Float[Tensor, "batch token d_model"]
+    ) -> tuple[Float[Tensor, "batch token d_model"], Float[Tensor, "batch token d_model"]]:
+        """Return the tokens that enter the encoder, and what its layers add to queries and keys."""
+        return tokens, position
+
+    def keys(
+        self, tokens: Float[Tensor, "batch token d_model"], position: Float[Tensor, "batch token d_model"]
+    ) -> Float[Tensor, "batch token d_model"]:
+        """Return the keys that the decoder compares its queries with."""
+        return tokens + position
+
+
+class AtInput(AtAttention):
+    """Add positions once, to the tokens that enter the encoder (Vaswani et al. 2017, section 3.5); then values carry
+    them, too.
+    """
+
+    def enter(
+        self, tokens: Float[Tensor, "batch token d_model"], position: Float[Tensor, "batch token d_model"]
+    ) -> tuple[Float[Tensor, "batch token d_model"], Float[Tensor, "batch token d_model"]]:
+        """Return the placed tokens, and zeros for the layers to add."""
+        return tokens + position, torch.zeros_like(position)
+
+    def keys(
+        self, tokens: Float[Tensor, "batch token d_model"], position: Float[Tensor, "batch token d_model"]
+    ) -> Float[Tensor, "batch token d_model"]:
+        """Return the tokens as they are."""
+        return tokens

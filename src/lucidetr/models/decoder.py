@@ -9,13 +9,19 @@ from lucidetr.layers.attention import MultiHeadAttention
 from lucidetr.layers.box_bias import GaussianBias, NoBias, SidesBias
 from lucidetr.layers.feed_forward import FeedForward
 from lucidetr.layers.positions import BoxPosition
-from lucidetr.layers.residual import PostNorm, PreNorm
+from lucidetr.layers.residual import NoNorm, NoPart, NoResidual, PostNorm, PreNorm, SamePath
 from lucidetr.models.heads import HeadsOfLayers, SharedHeads, move
 from lucidetr.models.memory import Memory
 from lucidetr.models.queries import Start
 from lucidetr.structures import Predictions
 
-DECODER_BLOCKS = {"post_norm": PostNorm, "pre_norm": PreNorm}
+# the residual paths around the attentions, and the one around the feed-forward
+DECODER_BLOCKS = {
+    "post_norm": (PostNorm, PostNorm),
+    "pre_norm": (PreNorm, PreNorm),
+    "no_residual": (NoResidual, NoResidual),
+    "shared_norm": (PostNorm, NoNorm),
+}
 BOX_BIASES = {"none": NoBias, "gaussian": GaussianBias, "rpb": SidesBias}
 
 
@@ -24,15 +30,20 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        path = DECODER_BLOCKS[config.decoder_block]
+        attention_path, feed_forward_path = DECODER_BLOCKS[config.decoder_block]
         attention = (config.d_model, config.num_heads, config.head_dim, config.dropout)
+        path = (config.d_model, config.dropout)
+        shared = config.decoder_block == "shared_norm"
         self.self_attention = MultiHeadAttention(*attention)
-        self.self_attention_path = path(config.d_model, config.dropout)
+        self.self_attention_path = attention_path(*path)
         self.cross_attention = MultiHeadAttention(*attention)
-        self.cross_attention_path = path(config.d_model, config.dropout)
+        self.cross_attention_path = SamePath(self.self_attention_path) if shared else attention_path(*path)
         self.box_bias = BOX_BIASES[config.box_bias](config.d_model, config.num_heads)
-        self.feed_forward = FeedForward(config.d_model, config.feed_forward, config.dropout)
-        self.feed_forward_path = path(config.d_model, config.dropout)
+        if config.feed_forward:
+            self.feed_forward = FeedForward(config.d_model, config.feed_forward, config.dropout)
+            self.feed_forward_path = feed_forward_path(*path)
+        else:
+            self.feed_forward, self.feed_forward_path = nn.Identity(), NoPart()
 
     def forward(
         self,
@@ -71,13 +82,14 @@ def together(x: Float[Tensor, "_ _ d_model"], groups: int) -> Float[Tensor, "bat
 class Decoder(nn.Module):
     """Pass the queries through every decoder layer and read each layer's normed content, to supervise them all.
 
-    Every layer says whole boxes, and queries keep the position that they start with (the paper).
+    Every layer says whole boxes, and queries keep the position that they start with (the paper). Blocks of a shared
+    norm are read as they are.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
-        self.norm = nn.LayerNorm(config.d_model)
+        self.norm = nn.Identity() if config.decoder_block == "shared_norm" else nn.LayerNorm(config.d_model)
 
     def forward(self, start: Start, memory: Memory, heads: SharedHeads | HeadsOfLayers, groups: int) -> Predictions:
         """Return logits and boxes after each layer; one norm is shared by all."""

@@ -6,7 +6,15 @@ from torch import Tensor, nn
 
 from lucidetr.config import ModelConfig
 from lucidetr.layers.box_bias import Grid
-from lucidetr.layers.positions import LearnedPosition, OctavePosition, SinePosition, cell_centres
+from lucidetr.layers.positions import (
+    AtAttention,
+    AtInput,
+    LearnedPosition,
+    NoPosition,
+    OctavePosition,
+    SinePosition,
+    cell_centres,
+)
 from lucidetr.models.backbones import ResNet
 from lucidetr.models.convnet import ConvNet
 from lucidetr.models.decoder import DECODERS
@@ -14,13 +22,14 @@ from lucidetr.models.efficientnet import EfficientNetLite
 from lucidetr.models.encoder import Encoder
 from lucidetr.models.fusion import Fusions
 from lucidetr.models.heads import build_heads
-from lucidetr.models.initialisation import quieten
+from lucidetr.models.initialisation import initialise
 from lucidetr.models.memory import Memory, flatten, shrink_padding
 from lucidetr.models.queries import HintQueries, build_queries, side_by_side
 from lucidetr.structures import Hints, Predictions
 
 BACKBONES = {"convnet": ConvNet, "efficientnet_lite0": EfficientNetLite}
-POSITIONS = {"sine": SinePosition, "octaves": OctavePosition}
+POSITIONS = {"sine": SinePosition, "octaves": OctavePosition, "none": NoPosition}
+POSITIONS_AT = {"attention": AtAttention, "input": AtInput}
 
 
 class DETR(nn.Module):
@@ -39,13 +48,14 @@ class DETR(nn.Module):
             if config.position == "learned"
             else POSITIONS[config.position](config.d_model)
         )
+        self.placing = POSITIONS_AT[config.position_at]()
         self.encoder = Encoder(config)
         self.fusion = Fusions(config, self.backbone.channels)
         self.queries = build_queries(config)
         self.hints = HintQueries(config) if config.denoising else None
         self.decoder = DECODERS[config.boxes](config)
         self.heads = build_heads(config)
-        quieten(self, config)
+        initialise(self, config)
 
     def forward(
         self,
@@ -70,12 +80,13 @@ class DETR(nn.Module):
         """Return what the decoder reads: the encoder's output, fused with finer maps where the config names some."""
         features = self.projection(maps[-1])
         grid_padding, position, _ = self.place(features, padding)
-        tokens = self.encoder(flatten(features), flatten(position), grid_padding.flatten(1))
+        tokens, position = self.placing.enter(flatten(features), flatten(position))
+        tokens = self.encoder(tokens, position, grid_padding.flatten(1))
         understood = tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
         fused = self.fusion(understood, maps)
         grid_padding, position, grid = self.place(fused, padding)
         tokens = flatten(fused)
-        return Memory(tokens, tokens + flatten(position), grid_padding.flatten(1), grid)
+        return Memory(tokens, self.placing.keys(tokens, flatten(position)), grid_padding.flatten(1), grid)
 
     def place(
         self, features: Float[Tensor, "batch d_model h w"], padding: Bool[Tensor, "batch height width"]

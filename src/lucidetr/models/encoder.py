@@ -6,13 +6,14 @@ from torch import Tensor, nn
 from lucidetr.config import ModelConfig
 from lucidetr.layers.attention import MultiHeadAttention
 from lucidetr.layers.feed_forward import FeedForward
-from lucidetr.layers.residual import NoNorm, PostNorm, PreNorm
+from lucidetr.layers.residual import NoNorm, NoPart, NoResidual, PostNorm, PreNorm
 
 # the residual path around the attention, and the one around the feed-forward
 ENCODER_BLOCKS = {
     "post_norm": (PostNorm, PostNorm),
     "pre_norm": (PreNorm, PreNorm),
     "end_norm": (NoNorm, PostNorm),
+    "no_residual": (NoResidual, NoResidual),
 }
 
 
@@ -24,8 +25,11 @@ class EncoderLayer(nn.Module):
         attention_path, feed_forward_path = ENCODER_BLOCKS[config.encoder_block]
         self.attention = MultiHeadAttention(config.d_model, config.num_heads, config.head_dim, config.dropout)
         self.attention_path = attention_path(config.d_model, config.dropout)
-        self.feed_forward = FeedForward(config.d_model, config.feed_forward, config.dropout)
-        self.feed_forward_path = feed_forward_path(config.d_model, config.dropout)
+        if config.feed_forward:
+            self.feed_forward = FeedForward(config.d_model, config.feed_forward, config.dropout)
+            self.feed_forward_path = feed_forward_path(config.d_model, config.dropout)
+        else:
+            self.feed_forward, self.feed_forward_path = nn.Identity(), NoPart()
 
     def forward(
         self,

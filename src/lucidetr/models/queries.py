@@ -1,4 +1,4 @@
-"""The object queries: what the decoder starts from (DETR, section 3.2), and two ways to give it a box at once."""
+"""The object queries: what the decoder starts from (DETR, section 3.2), and other ways to begin."""
 
 import functools
 from dataclasses import dataclass
@@ -38,6 +38,19 @@ class LearnedQueries(nn.Module):
         """Return content and position of the queries, the same for every image."""
         position = self.position.expand(len(memory.tokens), -1, -1)
         return Start(content=torch.zeros_like(position), position=position)
+
+
+class ContentQueries(nn.Module):
+    """Start every query with its own learned content and no position."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.content = nn.Parameter(torch.randn(config.num_queries, config.d_model))
+
+    def forward(self, memory: Memory) -> Start:
+        """Return content and position of the queries, the same for every image."""
+        content = self.content.expand(len(memory.tokens), -1, -1)
+        return Start(content=content, position=torch.zeros_like(content))
 
 
 class AnchorQueries(nn.Module):
@@ -96,7 +109,12 @@ def pick(values: Float[Tensor, "batch token channel"], chosen: Tensor) -> Float[
     return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
 
 
-QUERIES = {"learned": LearnedQueries, "anchors": AnchorQueries, "selected": SelectedQueries}
+QUERIES = {
+    "learned": LearnedQueries,
+    "content": ContentQueries,
+    "anchors": AnchorQueries,
+    "selected": SelectedQueries,
+}
 
 
 class GroupedQueries(nn.ModuleList):

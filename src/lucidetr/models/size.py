@@ -1,5 +1,7 @@
-"""How large a model is and how much it computes for a picture, found without memory for either."""
+"""How large a model is, part by part, and how much it computes for a picture, found without memory for either."""
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lucidetr.config import TrainConfig
+from lucidetr.config import ModelConfig, TrainConfig
 from lucidetr.models.detr import DETR
 
 
@@ -36,3 +38,57 @@ def measure(config: TrainConfig) -> Size:
     frozen = sum(size for name, size in sizes.items() if any(name.startswith(f"{part}.") for part in config.freeze))
     total = sum(sizes.values())
     return Size(total, total - frozen, counter.get_total_flops() / 1e9)
+
+
+# names of parameters, and the part of a DETR that they belong to, in the order that a picture passes them
+PARTS = (
+    (r"backbone\.stem\..*", "backbone, stem"),
+    (r"backbone\.stages\.(\d+)\..*", "backbone, stage {}"),
+    (r"projection\..*", "projection to d_model"),
+    (r"position\..*", "positions of tokens"),
+    (r"encoder\.layers\.\d+\.attention\..*", "encoder, self-attention"),
+    (r"encoder\.layers\.\d+\.feed_forward\..*", "encoder, feed-forward"),
+    (r"encoder\..*norm\..*", "encoder, norms"),
+    (r"fusion\..*", "fused map"),
+    (r"queries\..*", "queries"),
+    (r"hints\..*", "hints"),
+    (r"decoder\.layers\.\d+\.self_attention\..*", "decoder, self-attention"),
+    (r"decoder\.layers\.\d+\.cross_attention\..*", "decoder, cross-attention"),
+    (r"decoder\.layers\.\d+\.box_bias\..*", "decoder, box bias"),
+    (r"decoder\.layers\.\d+\.feed_forward\..*", "decoder, feed-forward"),
+    (r"decoder\..*norm\..*", "decoder, norms"),
+    (r"decoder\.position\..*", "positions of boxes"),
+    (r"heads\.(?:\d+\.)?category\..*", "class head"),
+    (r"heads\.(?:\d+\.)?box\..*", "box head"),
+)
+
+
+def part_of(name: str) -> tuple[int, str]:
+    """Return the place in `PARTS` and the part that a parameter belongs to; stages count from 1.
+
+    >>> part_of("backbone.stages.0.1.conv1.weight"), part_of("decoder.norm.bias")
+    ((1, 'backbone, stage 1'), (14, 'decoder, norms'))
+    """
+    for place, (pattern, part) in enumerate(PARTS):
+        if match := re.fullmatch(pattern, name):
+            return place, part.format(*(int(number) + 1 for number in match.groups()))
+    raise AssertionError(f"{name} belongs to no part")
+
+
+def parameters_by_part(model: ModelConfig) -> dict[tuple[int, str], int]:
+    """Return how many parameters each part has, under what `part_of` says, in the order that a picture passes them."""
+    counts: Counter[tuple[int, str]] = Counter()
+    with torch.device("meta"):
+        for name, parameter in DETR(model).named_parameters():
+            counts[part_of(name)] += parameter.numel()
+    return dict(sorted(counts.items()))
+
+
+def parts_table(*configs: TrainConfig) -> str:
+    """Return a Markdown table of recipes side by side, a row for each part, the sum below."""
+    columns = [parameters_by_part(config.model) for config in configs]
+    parts = sorted({part for column in columns for part in column})
+    heading = ["part", *(config.recipe for config in configs)]
+    rows = [[part[1], *(f"{column.get(part, 0):,}" for column in columns)] for part in parts]
+    total = ["**together**", *(f"**{sum(column.values()):,}**" for column in columns)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows, total))

@@ -18,17 +18,29 @@ from lucidetr.reference.transformer import Memory, encoder
 def remember(
     here: Scope, maps: Sequence[Float[Tensor, "batch _ _ _"]], padding: Bool[Tensor, "batch height width"]
 ) -> Memory:
-    """Return what is known of the picture: the coarsest map through the encoder, fused into finer ones if told so."""
+    """Return what is known of the picture: the coarsest map through the encoder, fused into finer ones if told so.
+
+    Where a token lies is added to it at every attention, or once, on its way into the encoder, and never again.
+    """
     features = here.record("projection", project(here.inside("projection"), maps[-1]))
-    grid_padding, position = padding_and_position(here, here, features, padding)
+    grid_padding = here.record("padding", shrink_padding(padding, *features.shape[-2:]))
+    position = flatten(here.record("position", positions(here.inside("position"), grid_padding, features.dtype)))
     tokens = here.record("tokens", flatten(features))
-    tokens = encoder(here.inside("encoder"), tokens, flatten(position), grid_padding.flatten(1))
+    once = here.config.position_at == "input"
+    if once:
+        tokens, position = tokens + position, torch.zeros_like(position)
+    tokens = encoder(here.inside("encoder"), tokens, position, grid_padding.flatten(1))
     if here.config.fused:
+        log = here.inside("fusion")
         coarse = here.record("coarse", unflatten(tokens, *features.shape[-2:]))
-        features = fuse(here.inside("fusion"), coarse, maps)
-        grid_padding, position = padding_and_position(here, here.inside("fusion"), features, padding)
-        tokens = flatten(features)
-    return Memory(here.record("memory", tokens), flatten(position), grid_padding)
+        fine = fuse(log, coarse, maps)
+        grid_padding = log.record("padding", shrink_padding(padding, *fine.shape[-2:]))
+        tokens = flatten(fine)
+        if once:
+            position = torch.zeros_like(tokens)
+        else:
+            position = flatten(log.record("position", positions(here.inside("position"), grid_padding, fine.dtype)))
+    return Memory(here.record("memory", tokens), position, grid_padding)
 
 
 def project(here: Scope, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h w"]:
@@ -36,27 +48,17 @@ def project(here: Scope, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor,
     return convolution(x, here["weight"]) + per_channel(here["bias"])
 
 
-def padding_and_position(
-    here: Scope,
-    log: Scope,
-    features: Float[Tensor, "batch d_model grid_h grid_w"],
-    padding: Bool[Tensor, "batch height width"],
-) -> tuple[Bool[Tensor, "batch grid_h grid_w"], Float[Tensor, "batch d_model grid_h grid_w"]]:
-    """Return which cells of a map are padding and where each lies; both are recorded at `log`."""
-    grid_h, grid_w = features.shape[-2:]
-    grid_padding = log.record("padding", shrink_padding(padding, grid_h, grid_w))
-    return grid_padding, log.record("position", positions(here.inside("position"), grid_padding, features.dtype))
-
-
 def positions(
     here: Scope, padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
 ) -> Float[Tensor, "batch d_model grid_h grid_w"]:
-    """Return the position of every cell, in waves or as learned."""
+    """Return the position of every cell, in waves or as learned, or zeros: one place as good as another."""
     if here.config.position == "sine":
         return sine_position(padding, here.config.d_model, dtype)
     if here.config.position == "octaves":
         return octave_position(padding, here.config.d_model, dtype)
     batch, grid_h, grid_w = padding.shape
+    if here.config.position == "none":
+        return torch.zeros(batch, here.config.d_model, grid_h, grid_w, dtype=dtype, device=padding.device)
     return learned_position(here["row"], here["column"], batch, grid_h, grid_w)
 
 

@@ -1,6 +1,6 @@
 """The whole network: images in, a set of boxes and classes out (DETR, section 3.2 and figure 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -41,10 +41,32 @@ def forward(
     trace = Trace(keep)
     here = Scope(state, config, trace, training, generator)
     maps = backbone(here.inside("backbone"), images)
+    return predictions_of(here, maps, padding, hints), trace
+
+
+def forward_from_maps(
+    state: Mapping[str, Tensor],
+    config: ModelConfig,
+    maps: Sequence[Float[Tensor, "batch _ _ _"]],
+    padding: Bool[Tensor, "batch height width"],
+    keep: Keep = None,
+) -> tuple[Predictions, Trace]:
+    """Return the same from a backbone's maps, fine to coarse, whoever made them, when predicting."""
+    trace = Trace(keep)
+    return predictions_of(Scope(state, config, trace), maps, padding), trace
+
+
+def predictions_of(
+    here: Scope,
+    maps: Sequence[Float[Tensor, "batch _ _ _"]],
+    padding: Bool[Tensor, "batch height width"],
+    hints: Hints | None = None,
+) -> Predictions:
+    """Return what the network says of a backbone's maps; `here` is the whole network."""
     here.record("backbone", maps[-1])
     memory = remember(here, maps, padding)
     start = own = queries(here.inside("queries"), memory)
-    if hints is not None and config.denoising > 0:
+    if hints is not None and here.config.denoising > 0:
         number = own.content.shape[1] // own.groups  # fewer than the config says where a picture has few tokens
         start = side_by_side([hinted(here.inside("hints"), hints, number), own])
     if start.boxes_cxcywh is None:
@@ -56,7 +78,7 @@ def forward(
     predictions = groups_as_layers(predictions, start.groups)
     if own.proposals is not None:
         predictions = stacked(groups_as_layers(own.proposals, own.groups), predictions)
-    return predictions, trace
+    return predictions
 
 
 def stacked(first: Predictions, rest: Predictions) -> Predictions:

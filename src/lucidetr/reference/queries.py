@@ -23,7 +23,7 @@ SMALLEST_SIDE = 0.01  # of a start box: moves are in units of its sides
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Hold what queries bring along: content, and a position (learned queries) or a box (the others).
+    """Hold what queries bring along: content, and a position (learned queries and contents) or a box (the others).
 
     `proposals` is what selected queries said before the decoder, supervised as a layer of its own. The queries may be
     several groups, as many in each, side by side.
@@ -41,7 +41,7 @@ def queries(here: Scope, memory: Memory) -> Start:
 
     Only the first group outlives training.
     """
-    begin = {"learned": learned, "anchors": anchors, "selected": selected}[here.config.queries]
+    begin = {"learned": learned, "content": contents, "anchors": anchors, "selected": selected}[here.config.queries]
     if here.config.query_groups == 1:
         return begin(here, memory)
     groups = here.config.query_groups if here.training else 1
@@ -93,6 +93,12 @@ def learned(here: Scope, memory: Memory) -> Start:
     """Return no content yet, and learned positions, equal for every picture (the paper's queries)."""
     position = here.record("position", here["position"].expand(len(memory.tokens), -1, -1))
     return Start(content=torch.zeros_like(position), position=position)
+
+
+def contents(here: Scope, memory: Memory) -> Start:
+    """Return learned content, equal for every picture, and no position: only the stream says which query is which."""
+    start = here.record("content", here["content"].expand(len(memory.tokens), -1, -1))
+    return Start(content=start, position=torch.zeros_like(start))
 
 
 def anchors(here: Scope, memory: Memory) -> Start:

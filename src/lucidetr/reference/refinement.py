@@ -16,7 +16,7 @@ from lucidetr.reference.heads import speak
 from lucidetr.reference.positions import octave_waves
 from lucidetr.reference.queries import Start
 from lucidetr.reference.scope import Scope
-from lucidetr.reference.transformer import Memory, decoder_layer, norm
+from lucidetr.reference.transformer import Memory, decoder_layer, for_heads
 from lucidetr.structures import Predictions
 
 
@@ -34,7 +34,7 @@ def moved_boxes(here: Scope, start: Start, start_cxcywh: Float[Tensor, "batch qu
         query_position = place.record("query_position", box_position(decoder.inside("position"), reference))
         bias = partial(box_bias, place, reference, memory)
         content = decoder_layer(place, content, query_position, memory, start.groups, bias)
-        hidden = place.record("hidden", norm(decoder.inside("norm"), content))
+        hidden = place.record("hidden", for_heads(decoder, content))
         logits, delta = speak(here.inside("heads"), layer, hidden)
         boxes, reference, previous = step(here.config.boxes, reference, previous, delta)
         every_logits.append(logits)

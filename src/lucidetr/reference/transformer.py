@@ -17,12 +17,20 @@ ENCODER_PATHS = {
     "post_norm": ("post_norm", "post_norm"),
     "pre_norm": ("pre_norm", "pre_norm"),
     "end_norm": ("no_norm", "post_norm"),
+    "no_residual": ("no_residual", "no_residual"),
+}
+# the residual paths around self-attention, cross-attention and feed-forward
+DECODER_PATHS = {
+    "post_norm": ("post_norm", "post_norm", "post_norm"),
+    "pre_norm": ("pre_norm", "pre_norm", "pre_norm"),
+    "shared_norm": ("post_norm", "post_norm", "no_norm"),
+    "no_residual": ("no_residual", "no_residual", "no_residual"),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """Hold what the decoder reads: tokens, where each lies, and which cells of their grid are padding."""
+    """Hold what the decoder reads: tokens, what is added to their keys, and which cells of their grid are padding."""
 
     tokens: Float[Tensor, "batch token d_model"]
     position: Float[Tensor, "batch token d_model"]
@@ -54,17 +62,23 @@ def feed_forward(here: Scope, x: Float[Tensor, "batch token d_model"]) -> Float[
 
 
 def residual(
-    here: Scope, kind: str, x: Float[Tensor, "batch token d_model"], part: Callable[[Tensor], Tensor]
+    here: Scope,
+    kind: str,
+    x: Float[Tensor, "batch token d_model"],
+    part: Callable[[Tensor], Tensor],
+    normed_by: Scope | None = None,
 ) -> Float[Tensor, "batch token d_model"]:
     """Return the stream after a part has added to it; `kind` says where the norm stands.
 
     post_norm: norm(x + part(x)).    pre_norm: x + part(norm(x)).    no_norm: x + part(x).
+    no_residual: norm(part(x)), the stream cut off: what the part does not pass on is lost.
+    The norm is this path's own, or that of the path `normed_by`.
     """
     here.record("before", x)
-    seen = norm(here.inside("norm"), x) if kind == "pre_norm" else x
-    added = here.record("added", here.drop(part(seen)))
-    total = x + added
-    return here.record("after", norm(here.inside("norm"), total) if kind == "post_norm" else total)
+    own = (normed_by or here).inside("norm")
+    added = here.record("added", here.drop(part(norm(own, x) if kind == "pre_norm" else x)))
+    total = added if kind == "no_residual" else x + added
+    return here.record("after", norm(own, total) if kind in ("post_norm", "no_residual") else total)
 
 
 def norm(here: Scope, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
@@ -88,6 +102,8 @@ def encoder_layer(
         return feed_forward(here.inside("feed_forward"), x)
 
     tokens = residual(here.inside("attention_path"), around_attention, tokens, mix)
+    if here.config.feed_forward == 0:  # there is no such part, and no norm of it
+        return tokens
     return residual(here.inside("feed_forward_path"), around_feed_forward, tokens, think)
 
 
@@ -114,10 +130,12 @@ def decoder_layer(
 ) -> Float[Tensor, "batch query d_model"]:
     """Return the queries after they agreed among themselves, looked at the image, and thought.
 
-    Each of the `groups`, as many queries in every one, agrees by itself.
+    Each of the `groups`, as many queries in every one, agrees by itself. The two attentions may share one norm.
     `box_bias` makes of the queries, as they are when they look, what is added to their scores for every token.
     """
-    kind = here.config.decoder_block
+    around_self, around_cross, around_feed_forward = DECODER_PATHS[here.config.decoder_block]
+    first = here.inside("self_attention_path")
+    shared = first if here.config.decoder_block == "shared_norm" else None
 
     def agree(x: Tensor) -> Tensor:
         q = x + query_position
@@ -130,9 +148,11 @@ def decoder_layer(
     def think(x: Tensor) -> Tensor:
         return feed_forward(here.inside("feed_forward"), x)
 
-    content = residual(here.inside("self_attention_path"), kind, content, agree)
-    content = residual(here.inside("cross_attention_path"), kind, content, look)
-    return residual(here.inside("feed_forward_path"), kind, content, think)
+    content = residual(first, around_self, content, agree)
+    content = residual(here.inside("cross_attention_path"), around_cross, content, look, shared)
+    if here.config.feed_forward == 0:
+        return content
+    return residual(here.inside("feed_forward_path"), around_feed_forward, content, think)
 
 
 def among_groups(content: Float[Tensor, "batch query d_model"], groups: int) -> Float[Tensor, "1 1 query query"] | None:
@@ -155,10 +175,15 @@ def decoder(
     memory: Memory,
     groups: int,
 ) -> Float[Tensor, "layer batch query d_model"]:
-    """Return the content after each layer, each through the same norm: the heads read them all."""
+    """Return the content after each layer, as the heads read it: they read them all."""
     hidden = []
     for index in range(here.config.decoder_layers):
         place = here.inside("layers").inside(index)
         content = decoder_layer(place, content, query_position, memory, groups)
-        hidden.append(place.record("hidden", norm(here.inside("norm"), content)))
+        hidden.append(place.record("hidden", for_heads(here, content)))
     return torch.stack(hidden)
+
+
+def for_heads(here: Scope, content: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query d_model"]:
+    """Return the content through the one norm of all layers; where a layer ends in a plain sum, that sum."""
+    return content if here.config.decoder_block == "shared_norm" else norm(here.inside("norm"), content)

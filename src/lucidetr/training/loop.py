@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from lucidetr.training.precision import autocast, choose_device, choose_precisio
 from lucidetr.training.progress import ProgressLine, duration
 from lucidetr.training.run_log import RunLog, as_it_began, describe_run, prepare_folder
 from lucidetr.training.start import load_start, settle
+from lucidetr.training.statistics import Recorder, forget_after
 
 LOG_EVERY = 10  # optimiser steps between lines of metrics.jsonl
 
@@ -73,6 +74,14 @@ class Clock:
     def looks(self, evaluations: int) -> int:
         """Return how many of the run's evaluations are due by now."""
         return self.step * evaluations // self.steps if self.steps else int(self.progress * evaluations)
+
+    def looks_after_step(self, number: int) -> int:
+        """Return how many of that number of looks are due when the coming step ends, as far as can be told before it.
+
+        How long a step takes is known only roughly, and the last one shall not be missed: it counts one and a half.
+        """
+        length = 1.5 * self.seconds / max(self.step, 1)
+        return replace(self, step=self.step + 1, seconds=self.seconds + length).looks(number)
 
     @property
     def expected_steps(self) -> float:
@@ -134,6 +143,9 @@ class Run:
             self.resume()
         description = describe_run(config, self.device, self.precision)
         self.log = RunLog(self.folder, asked, description, self.clock.step)
+        forget_after(self.folder, self.clock.step)
+        looks = config.statistics
+        self.recorder = Recorder(self.folder, config.model, looks, self.clock.looks(looks))
 
         learning = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         line.say(
@@ -169,6 +181,7 @@ class Run:
                 now = self.now()
                 report["images_per_second"] = config.batch / (now - started)
                 clock.seconds += now - started
+                self.recorder.write(clock.step, clock.seconds)
                 self.report(report)
                 if clock.looks(config.evaluations) > looks_before or clock.progress >= 1.0:
                     self.look()
@@ -187,7 +200,8 @@ class Run:
 
     def step(self, parts: list[Batch]) -> dict[str, Any]:
         """Take one optimiser step over all parts of the batch and return what it was like."""
-        config = self.config
+        config, recorder = self.config, self.recorder
+        recorder.begin(self.clock.step, self.clock.looks_after_step(config.statistics))
         set_rate(self.optimiser, rate(self.clock.progress, config.optimiser))
         counts = [count for part in parts for count in part.counts.tolist()]
         groups = config.model.query_groups + (config.model.denoising > 0)
@@ -200,6 +214,8 @@ class Run:
                 predictions = self.engine.forward(self.model, batch, hints)
             losses.append(self.engine.loss(predictions, batch, norm, config.loss))
             losses[-1].total.backward()
+            recorder.see_predictions(predictions, batch, losses[-1].assignment)
+        recorder.see_gradients(self.model)
         learning = [p for p in self.model.parameters() if p.requires_grad]
         gradient = nn.utils.clip_grad_norm_(learning, config.optimiser.clip or float("inf"))
         total = sum(loss.total.detach() for loss in losses)
@@ -209,6 +225,8 @@ class Run:
                 f"for the images {[i for part in parts for i in part.image_ids]}; the last checkpoint is unharmed"
             )
         self.optimiser.step()
+        recorder.see_update(self.model)
+        recorder.see_matching(parts, [loss.assignment for loss in losses], len(losses[0].l1))
         self.optimiser.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.model, self.clock.expected_steps)

@@ -31,3 +31,14 @@ def reference_engine() -> Engine:
         return engine.predict(state, model.config, batch.images, batch.padding, training=model.training, hints=hints)
 
     return Engine(forward=forward, loss=engine.loss)
+
+
+def listening(engine: Engine, losses: list[float]) -> Engine:
+    """Return an engine that notes the loss of every part of every batch as well."""
+
+    def loss(*arguments: object) -> object:
+        made = engine.loss(*arguments)  # type: ignore[arg-type]
+        losses.append(float(made.total.detach()))
+        return made
+
+    return Engine(forward=engine.forward, loss=loss)

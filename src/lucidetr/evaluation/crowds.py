@@ -1,0 +1,66 @@
+"""Does a detector keep up where pictures are full? What it finds, by the number of objects in a picture."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lucidetr.data.annotations import Annotations
+from lucidetr.evaluation.errors import best_threshold, hardest
+from lucidetr.structures import Detections
+
+GROUPS = 6
+
+
+@dataclass(frozen=True)
+class Group:
+    """Hold pictures with about as many objects, and how many of these were found at how many false alarms."""
+
+    fewest: int
+    most: int
+    images: int
+    objects: int
+    found: int
+    false: int
+
+    @property
+    def recall(self) -> float | None:
+        """Return the share of the objects that were found, None where there are none."""
+        return self.found / self.objects if self.objects else None
+
+    @property
+    def precision(self) -> float | None:
+        """Return the share of right detections, None where there are none."""
+        said = self.found + self.false
+        return self.found / said if said else None
+
+
+def by_crowd(annotations: Annotations, detections: Sequence[Detections], groups: int = GROUPS) -> list[Group]:
+    """Return the pictures in groups by their number of objects, each of about as many pictures, emptiest first.
+
+    Found is an object whose category a detection says with an IoU of 0.5; the score from which on detections count is
+    the one with the best F1 over the split.
+    """
+    best = best_threshold(annotations, detections).overall
+    counts = annotations.objects_per_image()
+    missed, false = np.zeros((2, len(annotations)), dtype=np.int64)
+    for picture in hardest(annotations, detections, best.score if best else 1.0):
+        missed[picture.index], false[picture.index] = picture.missed, picture.false
+    edges = np.unique(np.quantile(counts, np.linspace(0, 1, groups + 1), method="lower"))
+    made = []
+    for low, high in itertools.pairwise(edges) if len(edges) > 1 else [(edges[0], edges[0])]:
+        last = high == edges[-1]
+        inside = (counts >= low) & ((counts <= high) if last else (counts < high))
+        objects = int(counts[inside].sum())
+        made.append(
+            Group(
+                fewest=int(counts[inside].min()),
+                most=int(counts[inside].max()),
+                images=int(inside.sum()),
+                objects=objects,
+                found=objects - int(missed[inside].sum()),
+                false=int(false[inside].sum()),
+            )
+        )
+    return made

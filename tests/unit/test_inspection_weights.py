@@ -1,0 +1,188 @@
+"""Weights and gradients part by part: planted faults are found and named, numbers are those of the tensors."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lucid_tools import TINY
+from lucidetr.config import ModelConfig
+from lucidetr.inspection import gradients, weights
+from lucidetr.inspection.page import as_svg, chart
+from lucidetr.inspection.parts import by_part, course_of_parts, is_vector, part_of, pooled_histogram, pooled_std
+from lucidetr.models.detr import DETR
+from lucidetr.recipes import RECIPES
+from lucidetr.training.statistics import describe
+
+NAMES = ["backbone.stem.conv.weight", "projection.weight", "encoder.layers.0.attention.query.weight"]
+NAMES += ["encoder.layers.0.attention.key.weight", "decoder.layers.0.self_attention.query.weight"]
+NAMES += ["decoder.layers.0.feed_forward.expand.weight", "heads.category.weight", "heads.box.output.weight"]
+STEM, PROJECTION, QUERY, KEY, SELF, FEED, CLASS, BOX = NAMES
+SCALES = {"update": 1e-3, "gradient": 1.0, "silent": 0.0}
+
+
+def drawn(name, look, **planted):
+    """Return what training writes of a matrix of 8 × 8, its update, gradient and silence as planted."""
+    generator = torch.Generator().manual_seed(NAMES.index(name) + 100 * look)
+    weight, gradient = torch.randn(2, 8, 8, generator=generator)
+    values = SCALES | planted
+    line = describe({name: (weight, gradient * values["gradient"])})[name]
+    return line | {"update": values["update"], "silent": values["silent"]}
+
+
+def statistics(looks=4, **planted):
+    """Return the lines of a run; `planted` says by look what is wrong with which matrix."""
+    faults = planted.get("faults", {})
+    return [
+        {
+            "step": 1 + 10 * look,
+            "seconds": 1.0 * look,
+            "tensors": {name: drawn(name, look, **faults.get((name, look), faults.get(name, {}))) for name in NAMES},
+            "queries": {"churn": [], "used": [], "duplicates": []},
+        }
+        for look in range(looks)
+    ]
+
+
+def course(**planted):
+    return course_of_parts(statistics(**planted))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_parameter_of_every_recipe_has_a_part(name):
+    with FakeTensorMode():
+        model = DETR(RECIPES[name].model)
+    names = [each for each, _ in model.named_parameters()]
+    parts = by_part(names)
+    assert sum(map(len, parts.values())) == len(names)
+    first_words = {"backbone", "heads", "decoder", "encoder"}  # what an unknown name would be given
+    assert not first_words & set(parts)
+    layers = RECIPES[name].model.decoder_layers
+    assert f"decoder {layers - 1} cross-attention key" in parts
+    assert f"decoder {layers} cross-attention key" not in parts
+
+
+def test_parts_follow_the_way_of_the_data():
+    with FakeTensorMode():
+        names = [name for name, _ in DETR(RECIPES["lucid-xs"].model).named_parameters()]
+    order = list(by_part(names))
+    some = ["backbone stem", "backbone stage 2", "projection", "encoder 0 value", "fusion", "decoder 2 box bias"]
+    places = [order.index(part) for part in [*some, "class head", "box head"]]
+    assert places == sorted(places)
+
+
+def test_vectors_are_the_parameters_of_one_axis():
+    model = DETR(replace(TINY, queries="selected", denoising=0.4))
+    for name, parameter in model.named_parameters():
+        assert is_vector(name) == (parameter.ndim == 1), name
+
+
+def test_deviation_and_update_of_a_part_are_those_of_its_numbers_together():
+    first, second = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(1))
+    second = second * 3 + 2
+    lines = describe({"a.weight": (first, first), "b.weight": (second, second)})
+    both = torch.cat([first, second])
+    assert pooled_std(lines.values(), "weight") == pytest.approx(both.std(correction=0).item(), rel=1e-3)
+    step = {"a.weight": 0.1, "b.weight": 0.01}
+    line = {"step": 1, "tensors": {name: each | {"update": step[name]} for name, each in lines.items()}}
+    renamed = {"projection.weight": line["tensors"]["a.weight"], "projection.more.weight": line["tensors"]["b.weight"]}
+    found = course_of_parts([{"step": 1, "tensors": renamed}])
+    moved = torch.hypot(0.1 * first.norm(), 0.01 * second.norm())
+    assert found.parts == ("projection",)
+    assert found.update[0, 0] == pytest.approx((moved / both.norm()).item(), rel=1e-3)
+
+
+def test_histograms_of_several_tensors_are_added():
+    values = torch.linspace(-1, 1, 6401)
+    lines = list(describe({"a": (values, values), "b": (values * 2, values)}).values())
+    shares = pooled_histogram(lines, "weight", np.linspace(-2, 2, 5))
+    assert shares == pytest.approx([0.125, 0.375, 0.375, 0.125], abs=2e-3)
+
+
+def test_a_run_without_faults_is_not_warned_of():
+    assert gradients.find_faults(course()) == []
+    assert weights.update_warnings(course()) == ()
+    assert weights.silent_warnings(course(), TINY) == ()
+
+
+@pytest.mark.parametrize(
+    ("scale", "kind"), [(0.0, "dead"), (1e-6, "vanishing"), (1e6, "exploding"), (1e-3, None), (1e3, None)]
+)
+def test_a_planted_gradient_is_found_by_its_part(scale, kind):
+    faults = gradients.find_faults(course(faults={KEY: {"gradient": scale}}))
+    assert [(fault.part, fault.kind, fault.looks) for fault in faults] == ([("encoder 0 key", kind, 4)] if kind else [])
+    warnings, _ = gradients.fault_sentences(faults, TINY)
+    assert all(text.startswith("encoder 0 key: at 4 of 4 looks") for text in warnings)
+    assert len(warnings) == (kind is not None)
+
+
+def test_zero_at_the_first_look_alone_is_how_a_layer_that_starts_at_zero_looks():
+    assert gradients.find_faults(course(faults={(KEY, 0): {"gradient": 0.0}})) == []
+    (last,) = gradients.find_faults(course(faults={(KEY, 3): {"gradient": 0.0}}))
+    assert (last.kind, last.looks) == ("dead", 1)
+
+
+def test_the_first_self_attention_of_learned_queries_is_explained_and_not_alarmed():
+    faults = gradients.find_faults(course(faults={SELF: {"gradient": 0.0}}))
+    warnings, remarks = gradients.fault_sentences(faults, ModelConfig())
+    assert warnings == ()
+    assert "No fault: the queries' content is zero" in remarks[0]
+    warnings, remarks = gradients.fault_sentences(faults, replace(TINY, queries="anchors"))
+    assert "decoder 0 self-attention query" in warnings[0]
+    assert remarks == ()
+
+
+@pytest.mark.parametrize(("update", "said"), [(0.5, "rate is far too high"), (1e-8, "does not learn"), (1e-3, "")])
+def test_updates_beyond_reason_are_warned_of(update, said):
+    warnings = weights.update_warnings(course(faults={BOX: {"update": update}}))
+    assert len(warnings) == bool(said)
+    assert all(text.startswith("box head") and said in text for text in warnings)
+
+
+def test_a_part_that_holds_still_is_no_number_where_the_weight_is_zero():
+    found = course(faults={BOX: {"update": None}})
+    assert np.isnan(found.update[:, found.parts.index("box head")]).all()
+    assert weights.update_warnings(found) == ()
+
+
+def test_silent_units_are_warned_of_when_they_stay_so():
+    early = {(FEED, look): {"silent": 1.0} for look in (0, 1)}
+    assert weights.silent_warnings(course(faults=early), TINY) == ()
+    (said,) = weights.silent_warnings(course(faults={FEED: {"silent": 0.8}}), TINY)
+    assert said.startswith("decoder 0 feed-forward: in the run's second half 80%")
+
+
+def test_the_groups_that_are_drawn():
+    made = weights.weight_distributions(statistics(), [0, 3])
+    assert list(made) == ["backbone", "encoder query", "encoder key", "decoder", "box head"]
+    for each in made.values():
+        assert each.shares.shape == (2, 80)
+        assert each.shares.sum(1) == pytest.approx([1, 1], abs=0.02)
+        assert each.steps.tolist() == [1, 31]
+
+
+@pytest.mark.parametrize("looks", [1, 2, 4])
+def test_every_chart_is_drawn_from_few_looks_too(looks):
+    lines = statistics(looks=looks, faults={KEY: {"gradient": 0.0, "update": None}})
+    found = course_of_parts(lines)
+    distributions = weights.weight_distributions(lines, found.moments())
+    drawings = [
+        lambda made: weights.draw_distributions(made, distributions),
+        lambda made: weights.draw_over_steps(made, found, found.weight_std),
+        lambda made: weights.draw_updates(made, found),
+        lambda made: weights.draw_silent(made, found),
+        lambda made: gradients.draw_gradients(made, found),
+        lambda made: gradients.draw_depth(made, found),
+    ]
+    svgs = [as_svg(chart(6, 4, draw), "one", "title") for draw in drawings]
+    assert "encoder 0 key" in svgs[3]
+    assert "encoder query" in svgs[0]
+
+
+def test_part_of_speaks_of_groups_and_heads_of_layers():
+    assert part_of("queries.1.box.hidden.weight") == "proposal box head"
+    assert part_of("queries.1.position") == "queries"
+    assert part_of("heads.2.box.layers.0.weight") == "box head 2"
+    assert part_of("something.else") == "something"
