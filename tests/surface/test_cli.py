@@ -71,7 +71,7 @@ def test_the_usage_names_every_verb():
 def test_a_mistake_is_one_line_and_status_2_in_a_process_of_its_own():
     done = subprocess.run([sys.executable, "-m", "lucidetr", "trian"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    known = "convert, data, demo, eval, predict, recipes, study, train"
+    known = ", ".join(sorted(VERBS))
     assert done.stderr == f"lucidetr: unknown verb trian: did you mean train? Known: {known}\n"
 
 

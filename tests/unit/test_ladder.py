@@ -8,8 +8,8 @@ import pytest
 from lucidetr.fields import difference, from_dict, to_dict
 from lucidetr.recipes import DETR_XS, LADDER, LUCID_XS, climb, without
 from lucidetr.studies import experiment, ladder
-from lucidetr.studies.experiment import Result, read_results
-from lucidetr.studies.ladder import contenders, ladder_page, run_study
+from lucidetr.studies.experiment import Plan, Result, read_results
+from lucidetr.studies.ladder import contenders, ladder_page
 from run_tools import tiny
 
 
@@ -81,7 +81,7 @@ def two(monkeypatch, tmp_path):
 
 def test_a_study_writes_a_line_for_each_run_and_does_nothing_twice(two, monkeypatch, capsys):
     file, data = two
-    run_study(file, SECOND, seeds=1, data=data)
+    ladder.study(file.parent, Plan(SECOND, seeds=1, data=data))
     results = read_results(file)
     assert [(r.kind, r.name, r.seed) for r in results] == [("rung", "detr-xs", 0), ("without", "rate", 0)]
     for result in results:
@@ -92,9 +92,9 @@ def test_a_study_writes_a_line_for_each_run_and_does_nothing_twice(two, monkeypa
     assert "without rate, seed 0: AP" in capsys.readouterr().out
     before = file.read_bytes()
     monkeypatch.setattr(experiment, "train", None)  # whoever trains now fails
-    run_study(file, SECOND, seeds=1, data=data)
+    ladder.study(file.parent, Plan(SECOND, seeds=1, data=data))
     assert file.read_bytes() == before
-    assert list(file.parent.iterdir()) == [file]
+    assert {path.name for path in file.parent.iterdir()} == {"ladder.jsonl", "ladder.md"}
 
 
 @pytest.fixture
@@ -118,9 +118,9 @@ def result(**values):
 
 def test_two_parts_share_the_work_without_doing_any_twice(counted):
     file, data, asked = counted
-    run_study(file, SECOND, seeds=3, part=(1, 2), data=data)
+    ladder.study(file.parent, Plan(SECOND, seeds=3, part=(1, 2), data=data))
     first, asked[:] = list(asked), []
-    run_study(file, SECOND, seeds=3, part=(2, 2), data=data)
+    ladder.study(file.parent, Plan(SECOND, seeds=3, part=(2, 2), data=data))
     assert first
     assert asked
     assert set(first).isdisjoint(asked)
@@ -128,16 +128,16 @@ def test_two_parts_share_the_work_without_doing_any_twice(counted):
     assert {*first, *asked} == everything
     assert len(first) + len(asked) == len(everything)
     asked.clear()
-    run_study(file, SECOND, seeds=4, data=data)  # one seed more: only that is new
+    ladder.study(file.parent, Plan(SECOND, seeds=4, data=data))  # one seed more: only that is new
     assert {seed for _, _, seed in asked} == {3}
 
 
 def test_runs_of_another_length_or_data_do_not_count(counted):
     file, data, asked = counted
-    run_study(file, SECOND, seeds=1, data=data)
+    ladder.study(file.parent, Plan(SECOND, seeds=1, data=data))
     for minutes, other in ((2 * SECOND, data), (SECOND, data + "&seed=1")):
         asked.clear()
-        run_study(file, minutes, seeds=1, data=other)
+        ladder.study(file.parent, Plan(minutes, seeds=1, data=other))
         assert len(asked) == 2
 
 

@@ -52,6 +52,8 @@ class Options:
     """2/3: this process takes the second of three shares of the runs."""
     data: str = ""
     """Instead of the study's own, generated:digits."""
+    side: int | None = None
+    """Of the pictures that the models see, instead of the recipes' own."""
     weights: str = ""
     """three-ways: a detector to go on from, besides."""
 
@@ -69,7 +71,7 @@ def run(arguments: list[str]) -> None:
     plan = study.QUICK if options.quick else study.USUAL
     if options.minutes and plan.steps:
         raise InputError(f"--minutes {options.minutes:g}: {options.name} counts batches, give --steps instead")
-    names = ("minutes", "steps", "images", "seeds", "data", "weights")
+    names = ("minutes", "steps", "images", "seeds", "data", "side", "weights")
     given = {name: value for name in names if (value := getattr(options, name))}
     number, _, parts = options.part.partition("/")
     plan = replace(plan, clock=options.clock, part=(int(number), int(parts)), **given)
@@ -81,7 +83,7 @@ def check(options: Options) -> None:
     number, _, parts = options.part.partition("/")
     if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
         raise InputError(f"--part {options.part}: expected for example 1/2")
-    for name in ("minutes", "steps", "images", "seeds"):
+    for name in ("minutes", "steps", "images", "seeds", "side"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise InputError(f"--{name} {value:g}: choose a number above 0")

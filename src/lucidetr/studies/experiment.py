@@ -40,6 +40,8 @@ class Plan:
     looks: int = 0
     """How often weights and gradients are written down."""
     data: str = DATA
+    side: int = 0
+    """Of the pictures that the models see, instead of the recipes' own."""
     clock: Literal["wall", "processor"] = "wall"
     part: tuple[int, int] = (1, 1)
     """Which share of the runs, of how many, is this process's."""
@@ -53,6 +55,8 @@ class Plan:
         steps = self.steps or config.steps
         minutes = 0.0 if steps else self.minutes
         length = {"steps": steps, "minutes": minutes, "epochs": 0.0}
+        if self.side:
+            config = replace(config, images=replace(config.images, size=self.side))
         return replace(
             config, seed=seed, data=self.data, clock=self.clock, evaluations=1, statistics=self.looks, **length
         )
@@ -75,6 +79,7 @@ class Result:
     precision: str
     commit: str
     machine: str
+    side: int = 0  # of the pictures that the model saw
     numbers: dict[str, float] = field(default_factory=dict)  # loss, seconds, and what the study reads besides
     series: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -105,6 +110,8 @@ def run_grid(
 def is_of(result: Result, kind: str, name: str, config: TrainConfig) -> bool:
     """Say whether a result is that of this contender, at that length."""
     if (result.kind, result.name, result.seed, result.data) != (kind, name, config.seed, config.data):
+        return False
+    if result.side and result.side != config.images.size:  # files from before sides were kept say nothing of them
         return False
     whole = not config.steps or result.steps == config.steps or "diverged" in result.numbers
     return result.minutes == config.minutes and whole
@@ -148,6 +155,7 @@ def run_one(
         precision=begun["precision"],
         commit=begun["commit"] or "",
         machine=begun["machine"],
+        side=config.images.size,
         numbers={"seconds": last["seconds"]} | final_loss(lines) | numbers | diverged,
         series=series,
     )

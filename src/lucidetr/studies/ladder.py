@@ -8,13 +8,12 @@ with, and two processes can share it.
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from lucidetr.config import TrainConfig
 from lucidetr.errors import InputError
 from lucidetr.models.size import measure
 from lucidetr.recipes import LADDER, LUCID_XS, Rung, climb, without
-from lucidetr.studies.experiment import DATA, FEW_DATA, Plan, Result, aps, read_results, run_grid, run_one, spread
+from lucidetr.studies.experiment import FEW_DATA, Plan, Result, aps, chosen, read_results, run_grid, run_one, spread
 
 MEASURED = Path(__file__).with_name("ladder.jsonl")  # what the project's own table shows
 USUAL = Plan(minutes=2.0, seeds=3)
@@ -24,9 +23,10 @@ QUICK = Plan(minutes=0.02, seeds=1, data=FEW_DATA, quick=True)
 def study(folder: Path, plan: Plan) -> Path:
     """Run the study and write its table; return the page."""
     file = folder / "ladder.jsonl"
-    run_study(file, plan.minutes, plan.seeds, plan.part, plan.data, plan.clock, plan.steps)
+    run_grid(file, contenders(), plan, run_one)
+    results = read_results(file)
     page = file.with_suffix(".md")
-    page.write_text(ladder_page(file) + "\n", encoding="utf-8")
+    page.write_text(ladder_table([r for c in contenders() for r in chosen(results, c, plan)]) + "\n", encoding="utf-8")
     return page
 
 
@@ -38,23 +38,13 @@ def contenders() -> Iterator[tuple[str, str, TrainConfig]]:
         yield "without", rung.name, without(rung)
 
 
-def run_study(
-    file: Path,
-    minutes: float,
-    seeds: int,
-    part: tuple[int, int] = (1, 1),
-    data: str = DATA,
-    clock: Literal["wall", "processor"] = "wall",
-    steps: int = 0,
-) -> None:
-    """Train what is not yet in the file, seed by seed; of several processes each takes its part."""
-    plan = Plan(minutes=minutes, seeds=seeds, part=part, data=data, clock=clock, steps=steps)
-    run_grid(file, contenders(), plan, run_one)
-
-
 def ladder_page(file: Path = MEASURED) -> str:
-    """Return the ladder as a Markdown table: each rung's change, size, speed and AP, and the AP without it."""
-    results = read_results(file)
+    """Return the ladder of a file as a Markdown table."""
+    return ladder_table(read_results(file))
+
+
+def ladder_table(results: list[Result]) -> str:
+    """Return a Markdown table: each rung's change, size, speed and AP, and the AP without it."""
     rows = [
         "| rung | change | parameters | GFLOPs | images/s | AP of the rung | AP of lucid-xs without it |",
         "|---|---|---|---|---|---|---|",
@@ -78,13 +68,14 @@ def footnotes(results: list[Result]) -> list[str]:
     """Return under which conditions the table was measured; runs of several minutes or data sets are an InputError."""
     if not results:
         return ["Nothing measured yet: lucidetr study ladder --out DIR"]
-    conditions = {(r.minutes, r.data) for r in results}
+    conditions = {(r.minutes, r.data, r.side) for r in results}
     if len(conditions) > 1:
-        raise InputError(f"runs of different minutes or data cannot share a table: {sorted(conditions)}")
+        raise InputError(f"runs of different minutes, data or sides cannot share a table: {sorted(conditions)}")
     some = results[0]
     seeds, threads = len({r.seed for r in results}), sorted({r.threads for r in results})
     length = f"{some.minutes:g} minutes" if some.minutes else f"{some.steps} steps"
     return [
-        f"{length} of training each on {'/'.join(map(str, threads))} thread(s), {some.data}, "
-        f"{seeds} seed(s), {some.precision}; {LUCID_XS.recipe} itself is the last rung."
+        f"{length} of training each on {'/'.join(map(str, threads))} thread(s), {some.data} "
+        f"at {some.side or LUCID_XS.images.size} pixels, {seeds} seed(s), {some.precision}; "
+        f"{LUCID_XS.recipe} itself is the last rung."
     ]

@@ -59,6 +59,7 @@ def command(name: str, plan: Plan) -> str:
     words += [f"--steps {plan.steps}" if plan.steps else f"--minutes {plan.minutes:g}", f"--seeds {plan.seeds}"]
     words += [f"--images {plan.images}" if plan.images else "", f"--weights {plan.weights}" if plan.weights else ""]
     words += [f"--data '{plan.data}'" if plan.data != Plan(1, 1).data else ""]
+    words += [f"--side {plan.side}" if plan.side else ""]
     words += [f"--clock {plan.clock}" if plan.clock != "wall" else ""]
     return " ".join(word for word in words if word)
 
