@@ -1,5 +1,6 @@
 """What the pages say is true: README commands run, tables are those the code makes, axis names are explained."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -122,3 +123,31 @@ def test_the_rooms_of_the_architecture_page_are_in_the_order_that_is_held():
     assert {name for row in named for name in row} == set(order)
     heights = [order[name] for row in named for name in row]
     assert heights == sorted(heights)
+
+
+def kinds_of_findings() -> dict[str, str]:
+    """Return every kind that the doctor's source can say, and whether training refuses it."""
+    kinds = {}
+    for name in ("raw.py", "examine.py"):
+        for node in ast.walk(ast.parse((ROOT / "src" / "lucidetr" / "data" / name).read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            words = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            said = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if said in ("error", "warn") and words:
+                kinds[words[0]] = "refused" if said == "error" else "odd"
+            elif said == "Finding" and len(words) == 2:
+                kinds[words[0]] = "refused" if words[1] == "error" else "odd"
+    return kinds
+
+
+def test_every_kind_of_finding_is_on_the_page_about_data():
+    kinds, said = kinds_of_findings(), {}
+    assert len(kinds) >= 60
+    table = (ROOT / "docs" / "data.md").read_text().split("| of | refused | odd |")[1].split("\n\n")[0]
+    for row in table.splitlines()[2:]:
+        _, _, *columns, _ = row.split("|")
+        for verdict, cell in zip(("refused", "odd"), columns, strict=True):
+            said |= dict.fromkeys(re.findall(r"`([a-z0-9-]+)`", cell), verdict)
+    assert said == {kind: verdict for kind, verdict in kinds.items() if kind in said}
+    assert set(kinds) - set(said) == set()

@@ -1,7 +1,8 @@
 """The order of samples and the batches of a run, both a function of seed and position alone.
 
 Sample number p of a run is number p % n of epoch p // n. Nothing is remembered from step to step, so a run that
-is taken up again in the middle sees the same samples, and so does any number of machines.
+is taken up again in the middle sees the same samples, and so does any number of machines: a share (rank, ranks) names
+who of how many asks.
 """
 
 import functools
@@ -24,6 +25,7 @@ from lucidetr.errors import InputError
 from lucidetr.structures import Batch, Target
 
 GRACE_SECONDS = 10
+WHOLE = (0, 1)  # the share of one that is alone
 Change = Augmentation | BatchAugmentation | None
 
 
@@ -93,7 +95,7 @@ class _Steps(TorchDataset):
 
     def __init__(self, dataset: Dataset, images: ImageConfig, augmentation: Change, seed: int, cut: tuple):
         self.dataset, self.images, self.augmentation, self.seed = dataset, images, augmentation, seed
-        self.batch, self.micro_batch = cut
+        self.batch, self.micro_batch, (self.rank, self.ranks) = cut
 
     def __getitem__(self, index: tuple[int, float]) -> list[Batch] | InputError:
         try:
@@ -102,9 +104,10 @@ class _Steps(TorchDataset):
             return error  # raised where it is received: a worker's traceback would bury the message
 
     def parts(self, step: int, progress: float) -> list[Batch]:
-        """Return the batch of one step in parts."""
-        chosen = step_samples(len(self.dataset), self.seed, step, self.batch)
-        starts = range(0, self.batch, self.micro_batch)
+        """Return this share of the batch of one step in parts."""
+        own = self.batch // self.ranks
+        chosen = step_samples(len(self.dataset), self.seed, step, self.batch)[self.rank * own :][:own]
+        starts = range(0, own, self.micro_batch)
         return [self.part(chosen[at : at + self.micro_batch], progress) for at in starts]
 
     def part(self, chosen: list[tuple[int, int]], progress: float) -> Batch:
@@ -136,12 +139,14 @@ def training_steps(
     micro_batch: int,
     workers: int = 0,
     numbers: CountFrom = FROM_THE_START,
+    share: tuple[int, int] = WHOLE,
 ) -> Generator[list[Batch], None, None]:
     """Yield the batches of each optimiser step that `numbers` counts, each step as parts of `micro_batch`.
 
-    The counting is done in this process, up to two steps for each worker ahead of the step that is taken.
+    `batch` counts the images of all ranks and must divide by their number; what is yielded is the share's own. The
+    counting is done in this process, up to two steps for each worker ahead of the step that is taken.
     """
-    steps = _Steps(dataset, images, augmentation, seed, (batch, micro_batch))
+    steps = _Steps(dataset, images, augmentation, seed, (batch, micro_batch, share))
     own = torch.Generator()  # the loader draws a number when it starts; not from the model's random state
     loader = DataLoader(
         steps,
@@ -170,18 +175,32 @@ def leave_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
 
 
-def evaluation_batches(dataset: Dataset, images: ImageConfig, batch: int) -> Iterator[Batch]:
-    """Yield every image once, in order, resized and nothing else.
+def evaluation_groups(dataset: Dataset, images: ImageConfig, batch: int) -> list[list[int]]:
+    """Return the indices of all images in order, cut into batches.
 
     Only images of one size share a batch: none is padded, so no prediction depends on its neighbours (group norm
     measures padding too), and evaluation sees what prediction will see.
     """
-    samples: list[Sample] = []
-    for index in range(len(dataset)):
-        sample = fixed_sample(dataset, images, index)
-        if samples and (len(samples) == batch or sample.image.shape != samples[0].image.shape):
-            yield make_batch(samples, images)
-            samples = []
-        samples.append(sample)
-    if samples:
-        yield make_batch(samples, images)
+    groups: list[list[int]] = []
+    before = None
+    for index, (height, width) in enumerate(dataset.annotations.sizes.tolist()):
+        size = resized_size(height, width, images)
+        if size == before and len(groups[-1]) < batch:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+        before = size
+    return groups
+
+
+def evaluation_batches(
+    dataset: Dataset, images: ImageConfig, batch: int, share: tuple[int, int] = WHOLE
+) -> Iterator[Batch]:
+    """Yield the images, resized and nothing else, each once and in order, as `evaluation_groups` cuts them.
+
+    Whole batches are dealt to the ranks in turn, so that every image is computed beside the same ones, and thus to
+    the same last digit, whatever their number.
+    """
+    rank, ranks = share
+    for group in evaluation_groups(dataset, images, batch)[rank::ranks]:
+        yield make_batch([fixed_sample(dataset, images, index) for index in group], images)

@@ -251,10 +251,14 @@ def _yolo_split(raw: Raw, pictures: list[Path], names: dict[int, str]) -> Raw:
             without.append(picture)
             continue
         try:
-            lines = yolo.read_lines(labels)
             size = yolo.upright_size(picture)
         except InputError as error:
-            raw.error("label-text" if str(labels) in str(error) else "picture", str(error))
+            raw.error("picture", str(error))
+            continue
+        try:
+            lines = yolo.read_lines(labels)
+        except InputError as error:
+            raw.error("label-text", str(error))
             continue
         for number, line in enumerate(lines, start=1):
             if line.strip():
