@@ -202,6 +202,8 @@ class Bench:
             seed=seed,
             device="cpu",
             clock=options.clock,
+            preflight="off",
+            statistics=0,
         )
 
     def way(self, name: str, batch: int, config: TrainConfig) -> Way:

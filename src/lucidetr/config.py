@@ -294,9 +294,9 @@ class TrainConfig:
     """What minutes count. processor: the time that the processor gave to this run, on one thread; other jobs beside
     it cannot shorten the run then, so studies on a shared machine can be compared."""
     batch: int = 16
-    """Images per optimiser step, over everything."""
+    """Images per optimiser step, over all machines and processes; their number must divide it."""
     micro_batch: int = 2
-    """Images per forward pass; the batch is reached by accumulating gradients."""
+    """Images per forward pass of one process; the batch is reached by accumulating gradients."""
     weights: str = ""
     """Start from these: a run or model of ours, a facebookresearch or torchvision .pth, a Hugging Face folder, the
     word efficientnet-lite0 (extra "pretrained"), or an https address (with --weights-sha256). Full detectors and
@@ -311,6 +311,9 @@ class TrainConfig:
     included; 0: never."""
     save_minutes: float = 10.0
     """Save what --resume needs at least this often, besides at every evaluation and on Ctrl-C."""
+    preflight: Literal["off", "quick", "full"] = "quick"
+    """Before the first step of a new run: draw the first batch, try the largest, see whether the picture reaches the
+    predictions and a gradient every parameter. full: learn a few images by heart, too. Leaves no trace in the run."""
     overfit: int = 0
     """Take only the first N training images, evaluate on the same, augment nothing: AP must go to 1."""
     seed: int = 0
@@ -324,6 +327,8 @@ class TrainConfig:
     """Processes that read and augment images beside the training."""
     cache_gb: float = 2.0
     """Keep the decoded images in memory when the split fits into this."""
+    timeout_minutes: float = 10.0
+    """How long a process waits for the others of its run before it gives up and says which of them is missing."""
     resume: bool = False
     """Go on from the newest checkpoint in --out (or start when there is none)."""
 
@@ -332,7 +337,11 @@ class TrainConfig:
         rest: dict[str, tuple[float, float]] = dict.fromkeys(
             ("overfit", "seed", "workers", "statistics"), (0, 2**31 - 1)
         )
-        check_ranges(self, "--", counts | rest | {"cache_gb": (0, HUGE), "save_minutes": (0, HUGE)})
+        check_ranges(
+            self,
+            "--",
+            counts | rest | {"cache_gb": (0, HUGE), "save_minutes": (0, HUGE), "timeout_minutes": (0.01, HUGE)},
+        )
         softmax = self.model.classification == "softmax"
         if softmax != (self.loss.classification == "cross_entropy"):
             fit = "cross_entropy" if softmax else "focal, varifocal, ia_bce or mal"

@@ -134,7 +134,7 @@ def test_a_run_folder_holds_what_is_promised(tmp_path):
     run = loop.train(tiny(tmp_path / "run", steps=2))
     names = {file.name.split(".out.")[0] for file in run.iterdir()}
     expected = {"config.json", "run.json", "metrics.jsonl", "metrics-val.json", "best.safetensors", "best.json"}
-    expected |= {"statistics.jsonl", "last.safetensors", "last.json", "checkpoints", "events"}
+    expected |= {"statistics.jsonl", "first-batch.png", "last.safetensors", "last.json", "checkpoints", "events"}
     assert names == expected
     description = json.loads((run / "run.json").read_text())[0]
     assert description["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -163,19 +163,23 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path):
         torch.testing.assert_close(gradients[1][name], whole, rtol=1e-9, atol=1e-10, msg=name)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_images(tmp_path, monkeypatch):
-    def poison(model, images, padding, hints):
+def test_ten_losses_in_a_row_that_are_no_numbers_stop_the_run_and_the_log_names_the_images(tmp_path, monkeypatch):
+    def poison(model, images, padding, hints=None):
         predictions = forward(model, images, padding, hints)
         return replace(predictions, logits=predictions.logits * float("nan"))
 
     forward = DETR.forward
     monkeypatch.setattr(DETR, "forward", poison)
-    with pytest.raises(FloatingPointError, match=r"image [0-9]+ is not finite: the model's class logits"):
-        loop.train(tiny(tmp_path / "run"))
+    with pytest.raises(FloatingPointError, match="step 10: 10 steps in a row were not finite"):
+        loop.train(tiny(tmp_path / "run", steps=12, evaluations=1))
+    skipped = [line["skipped"] for line in read_metrics(tmp_path / "run")]
+    assert len(skipped) == 10
+    assert all(len(each["images"]) == 4 and each["loss"] == "nan" for each in skipped)
+    assert "is not finite: the model's class logits" in skipped[0]["cause"]
 
 
 def test_more_objects_than_queries_is_said_with_numbers(tmp_path, capsys):
-    config = tiny(tmp_path / "run", steps=1)
+    config = tiny(tmp_path / "run", steps=1, preflight="off")
     loop.train(replace(config, model=replace(config.model, num_queries=2)))
     said = capsys.readouterr().out
     assert "have more objects (up to 3) than the model has queries (2)" in said

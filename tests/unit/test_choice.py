@@ -70,6 +70,14 @@ def test_more_pixels_than_the_pictures_have_are_not_asked_for():
     assert chosen((0, 0.02), size=(90, 90))[:2] == ("lucid-xs", 96)
 
 
+def test_a_processor_of_float32_alone_gets_the_smallest_member_unless_it_is_crowded():
+    config, reasons = choose(annotations([(0, 0.05)] * 28), gpu=False, slow=True)
+    assert (config.recipe, config.images.size) == ("lucid-xs", 224)
+    assert "with neither a GPU nor bfloat16 lucid-xs at 224 is the largest" in " ".join(reasons)
+    assert choose(annotations([(0, 0.2)]), gpu=False, slow=True)[0].images.size == 128
+    assert choose(annotations([(0, 0.05)] * 100), gpu=False, slow=True)[0].recipe == "lucid-s"
+
+
 def test_crowds_get_more_queries_and_a_larger_member():
     config, reasons = choose(annotations([(0, 0.2)] * 400), gpu=True)
     assert config.recipe != "lucid-xs"

@@ -1,5 +1,7 @@
 """lucidetr train: a recipe, or what fits the data, changed by options, on a data set."""
 
+import sys
+
 import tyro
 
 from lucidetr.config import TrainConfig
@@ -8,7 +10,7 @@ from lucidetr.recipes import RECIPES, fine_tuned, recipe
 
 
 def run(arguments: list[str]) -> None:
-    """Train and draw the curves."""
+    """Train and draw the curves; of several ranks the first draws and speaks."""
     named = bool(arguments) and not arguments[0].startswith("-")
     if not arguments:
         raise InputError(f"what on? lucidetr train [RECIPE] --data DATA …; RECIPE is one of {', '.join(RECIPES)}")
@@ -24,20 +26,29 @@ def run(arguments: list[str]) -> None:
 
     from lucidetr.inspection.curves import draw_curves
     from lucidetr.studies.engines import choose_engine
+    from lucidetr.training.distributed import LostRank, launched
     from lucidetr.training.loop import train
 
-    folder = train(*choose_engine(config))
-    print(f"curves: {draw_curves(folder, folder / 'curves.png')}")
+    try:
+        folder = train(*choose_engine(config))
+    except LostRank as lost:
+        print(f"lucidetr: {lost}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    if launched().first:
+        print(f"curves: {draw_curves(folder, folder / 'curves.png')}")
 
 
 def choose_for(config: TrainConfig) -> TrainConfig:
     """Return the recipe that fits the config's data, and say why it was chosen."""
     from lucidetr.data.dataset import open_training_data
     from lucidetr.training.choice import choose
-    from lucidetr.training.precision import choose_device
+    from lucidetr.training.distributed import launched
+    from lucidetr.training.precision import choose_device, choose_precision
 
     train_set, _, _ = open_training_data(config)
-    chosen, reasons = choose(train_set.annotations, gpu=choose_device(config.device).type != "cpu")
-    for reason in reasons:
+    device = choose_device(config.device)
+    slow = device.type == "cpu" and choose_precision("auto", device) == "fp32"
+    chosen, reasons = choose(train_set.annotations, gpu=device.type != "cpu", slow=slow)
+    for reason in reasons if launched().first else ():
         print(reason)
     return chosen

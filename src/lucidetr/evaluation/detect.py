@@ -9,11 +9,18 @@ from torch import nn
 
 from lucidetr.categories import Categories
 from lucidetr.config import ImageConfig
-from lucidetr.data.batching import evaluation_batches
+from lucidetr.data.batching import WHOLE, evaluation_batches
 from lucidetr.data.dataset import Dataset
 from lucidetr.errors import InputError
 from lucidetr.models.postprocess import postprocess
 from lucidetr.structures import Detections
+
+Batches = list[list[Detections]]
+
+
+def as_they_are(batches: Batches) -> Batches:
+    """Return the batches of one that is alone: there are no others."""
+    return batches
 
 
 @torch.no_grad()
@@ -26,23 +33,31 @@ def detect(
     batch: int = 8,
     precision: Callable[[], AbstractContextManager] = nullcontext,
     progress: Callable[[int], None] = lambda done: None,
+    share: tuple[int, int] = WHOLE,
+    gather: Callable[[Batches], Batches] = as_they_are,
 ) -> list[Detections]:
-    """Return the detections of every image of a split; the model's training mode is left as it was."""
+    """Return the detections of every image of a split; the model's training mode is left as it was.
+
+    With a `share` (rank, ranks) this process does every so many-th batch, and `gather` turns what it found into what
+    all have found, in order.
+    """
     some = next(model.parameters())
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    found: list[Detections] = []
+    found: Batches = []
+    done = 0
     try:
-        for part in evaluation_batches(dataset, images, batch):
+        for part in evaluation_batches(dataset, images, batch, share):
             moved = part.to(some.device, some.dtype)
             with precision():
                 predictions = model(moved.images, moved.padding)
-            found += postprocess(predictions, part.sizes, categories)
-            progress(len(found))
+            found.append(postprocess(predictions, part.sizes, categories))
+            done += len(part) * share[1]
+            progress(min(done, len(dataset)))
     finally:
         for module, training in modes.items():
             module.training = training
-    return found
+    return [each for part in gather(found) for each in part]
 
 
 def speak(detections: list[Detections], mine: Categories, theirs: Categories) -> list[Detections]:

@@ -107,7 +107,7 @@ def lay_out(name: str, section: Section) -> Part:
     """Return a section as the template reads it, every id of its own."""
     own = _numbered(f"{name}-warning", section.warnings)
     figures = [_figure(figure) for figure in section.figures]
-    tables = [(caption, _head(head), rows) for caption, (head, *rows) in section.tables]
+    tables = [(caption, _head(head), rows) for caption, (head, *rows) in section.tables if rows]
     return Part(name, section, own, figures, tables)
 
 

@@ -57,9 +57,8 @@ class Plan:
         length = {"steps": steps, "minutes": minutes, "epochs": 0.0}
         if self.side:
             config = replace(config, images=replace(config.images, size=self.side))
-        return replace(
-            config, seed=seed, data=self.data, clock=self.clock, evaluations=1, statistics=self.looks, **length
-        )
+        recorded = {"evaluations": 1, "statistics": self.looks, "preflight": "off"}
+        return replace(config, seed=seed, data=self.data, clock=self.clock, **recorded, **length)
 
 
 @dataclass(frozen=True)

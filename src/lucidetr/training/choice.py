@@ -32,15 +32,17 @@ MEMBERS = (
     Member("lucid-m", low=512, high=640, crowd=math.inf, needs_gpu=True),
 )
 MANY_IMAGES = 20_000
+SLOW_SIDE, SLOW_CROWD = 224, 60  # as far as lucid-xs goes where a processor computes float32 alone
 HANDED = {"left", "right"}
 
 
-def choose(annotations: Annotations, gpu: bool) -> tuple[TrainConfig, list[str]]:
+def choose(annotations: Annotations, gpu: bool, slow: bool = False) -> tuple[TrainConfig, list[str]]:
     """Return the recipe and its settings for a data set, and the reasons in sentences.
 
     The side follows from how small the small objects are (the 10th percentile of all, or the middle one of the smallest
     category), never beyond the pictures' own pixels; the member from the side, the crowd and the machine; the queries
-    from the fullest picture.
+    from the fullest picture. `slow` is a processor that computes in float32 alone: there the smallest member sees twice
+    as many pictures as the next in the same time (docs/bccd.md).
     """
     shares, labels = object_shares(annotations), annotations.labels[~annotations.crowd]
     own = int(np.median(annotations.sizes.max(1)))
@@ -52,6 +54,8 @@ def choose(annotations: Annotations, gpu: bool) -> tuple[TrainConfig, list[str]]
 
     usable = [member for member in MEMBERS if gpu or not member.needs_gpu]
     member = next((m for m in usable if wanted <= m.high and most <= m.crowd), usable[-1])
+    if slow and not gpu and most <= SLOW_CROWD:
+        member = MEMBERS[0]._replace(high=SLOW_SIDE)
     name = member.name
     reasons = [
         f"{len(annotations)} images of about {own} pixels; small objects take {small:.1%} of a side: "
@@ -62,7 +66,8 @@ def choose(annotations: Annotations, gpu: bool) -> tuple[TrainConfig, list[str]]
     if name == "lucid-m" and len(annotations) >= MANY_IMAGES:
         name, reasons = "lucid-l", [*reasons, f"{len(annotations)} images are enough for the largest member"]
     if not gpu and wanted > member.high:
-        reasons.append(f"without a GPU {name} at {member.high} is the largest that learns in reasonable time")
+        why = "with neither a GPU nor bfloat16" if slow else "without a GPU"
+        reasons.append(f"{why} {name} at {member.high} is the largest that learns in reasonable time")
     config = recipe(name)
     side = int(np.clip(np.ceil(wanted / 32) * 32, member.low, member.high))
     queries = max(config.model.num_queries, int(np.ceil(1.25 * most / 10) * 10))

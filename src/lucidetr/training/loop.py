@@ -1,11 +1,8 @@
 """The training loop, top to bottom in the order in which a run happens."""
 
 import json
-import math
-import time
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ from lucidetr.criterion.denoising import draw_hints
 from lucidetr.criterion.set_loss import normalisers
 from lucidetr.data.batching import CountFrom, build_augmentation, training_steps
 from lucidetr.data.dataset import open_training_data
-from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import Metrics, evaluate
 from lucidetr.evaluation.detect import detect
 from lucidetr.models.detr import DETR
@@ -32,96 +28,65 @@ from lucidetr.training.checkpoint import (
     save_training,
     write_atomically,
 )
+from lucidetr.training.clock import Clock, check_length, count_steps, stopwatch
+from lucidetr.training.distributed import (
+    ALONE,
+    Ranks,
+    average_batch_norm,
+    check_share,
+    cut,
+    exchange,
+    joined,
+    parallel,
+    place,
+    share_batch_norm,
+)
 from lucidetr.training.ema import MovingAverage
 from lucidetr.training.engine import FAST, Engine
+from lucidetr.training.guards import FiniteGuard, find_stall, skip_sentence, stall_sentence
 from lucidetr.training.interrupt import Interruption, Stopped
 from lucidetr.training.optimiser import build_optimiser, freeze, learning_mode, rate, set_rate
-from lucidetr.training.precision import autocast, choose_device, choose_precision
+from lucidetr.training.precision import autocast, choose_precision
+from lucidetr.training.preflight import preflight
 from lucidetr.training.progress import ProgressLine, duration
-from lucidetr.training.run_log import RunLog, as_it_began, describe_run, prepare_folder
+from lucidetr.training.run_log import NoLog, RunLog, as_it_began, describe_run, prepare_folder, read_metrics
 from lucidetr.training.start import load_start, settle
 from lucidetr.training.statistics import Recorder, forget_after
 
+FIRST_BATCH = "first-batch.png"
 LOG_EVERY = 10  # optimiser steps between lines of metrics.jsonl
 
 
-def stopwatch(config: TrainConfig, device: torch.device) -> Callable[[], float]:
-    """Return what reads the time in seconds; the processor's own time counts sums over threads, so it asks for one."""
-    if config.clock == "wall":
-        return time.perf_counter
-    if torch.get_num_threads() > 1 or config.workers or device.type != "cpu":
-        raise InputError(
-            f"--clock processor counts one thread of one process, but there are {torch.get_num_threads()} threads, "
-            f"--workers {config.workers} and --device {device}: set OMP_NUM_THREADS=1, --workers 0 --device cpu"
-        )
-    return time.process_time
-
-
-@dataclass
-class Clock:
-    """Know how far the run is: by steps where these are given, else by minutes of training time."""
-
-    steps: int
-    minutes: float
-    step: int = 0
-    seconds: float = 0.0  # of training: no start-up, no evaluation
-
-    @property
-    def progress(self) -> float:
-        """Return the share of the run that is done, 0…1."""
-        return min(self.step / self.steps if self.steps else self.seconds / (60 * self.minutes), 1.0)
-
-    def looks(self, evaluations: int) -> int:
-        """Return how many of the run's evaluations are due by now."""
-        return self.step * evaluations // self.steps if self.steps else int(self.progress * evaluations)
-
-    def looks_after_step(self, number: int) -> int:
-        """Return how many of that number of looks are due when the coming step ends, as far as can be told before it.
-
-        How long a step takes is known only roughly, and the last one shall not be missed: it counts one and a half.
-        """
-        length = 1.5 * self.seconds / max(self.step, 1)
-        return replace(self, step=self.step + 1, seconds=self.seconds + length).looks(number)
-
-    @property
-    def expected_steps(self) -> float:
-        """Return how many steps the whole run will have, as far as can be told."""
-        return self.steps or self.step / max(self.progress, 1e-3)
-
-    @property
-    def seconds_left(self) -> float:
-        """Return the training time still to come."""
-        return self.seconds / self.progress - self.seconds if self.progress else 0.0
-
-
 def train(config: TrainConfig, engine: Engine = FAST) -> Path:
-    """Train a detector as the config says and return the run's folder; `engine` computes predictions and loss."""
-    line = ProgressLine()
-    try:
-        return Run(config, line, engine).train()
-    finally:
-        line.close()
+    """Train a detector as the config says and return the run's folder; `engine` computes predictions and loss.
+
+    Where torchrun has started several processes, each is a rank of one run.
+    """
+    with joined(config) as ranks, closing(ProgressLine(quiet=not ranks.first)) as line:
+        return Run(config, line, engine, ranks).train()
 
 
 class Run:
     """Hold everything that moves during a run."""
 
-    def __init__(self, config: TrainConfig, line: ProgressLine, engine: Engine):
-        self.line, self.folder, self.engine = line, Path(config.out), engine
+    def __init__(self, config: TrainConfig, line: ProgressLine, engine: Engine, ranks: Ranks = ALONE):
+        self.line, self.folder, self.engine, self.ranks = line, Path(config.out), engine, ranks
         check_length(config)
         resumes = prepare_folder(self.folder, config)
 
         asked = config
         self.train_set, self.val_set, notes = open_training_data(config)
-        start = None if resumes else load_start(config)
+        with ranks.first_goes_ahead():
+            start = None if resumes else load_start(config)
         if resumes:
             config = as_it_began(self.folder, config)
         else:
             config, changes = settle(config, start, self.train_set)
             notes += changes
         self.config = config
+        check_share(config.batch, ranks)
 
-        self.device = choose_device(config.device)
+        self.device = place(config.device, ranks)
         self.now = stopwatch(config, self.device)
         self.precision = choose_precision(config.precision, self.device)
         self.autocast = autocast(self.precision, self.device)
@@ -130,36 +95,48 @@ class Run:
         model = DETR(config.model)
         if start:
             notes += start_from(model, start.state, start.card, self.train_set.annotations.categories)
-        for note in notes:
+        model, shared = share_batch_norm(model, self.device, ranks)
+        for note in notes + shared:
             line.say(note)
         self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         freeze(self.model, config.freeze)
+        self.forward = parallel(self.model, ranks)
         self.optimiser = build_optimiser(self.model, config.optimiser)
         horizon = config.optimiser.ema
         self.average = MovingAverage(self.model, horizon) if horizon else None
         self.clock = Clock(steps=count_steps(config, len(self.train_set)), minutes=config.minutes)
         self.best, self.saved_at = -1.0, 0.0
+        self.guard = FiniteGuard(self.model, self.device)
         if resumes:
             self.resume()
-        description = describe_run(config, self.device, self.precision)
-        self.log = RunLog(self.folder, asked, description, self.clock.step)
-        forget_after(self.folder, self.clock.step)
-        looks = config.statistics
+        self.log: RunLog | NoLog = NoLog()
+        if ranks.first:
+            description = describe_run(config, self.device, self.precision, ranks.size)
+            self.log = RunLog(self.folder, asked, description, self.clock.step)
+            forget_after(self.folder, self.clock.step)
+        looks = config.statistics if ranks.first else 0
         self.recorder = Recorder(self.folder, config.model, looks, self.clock.looks(looks))
+        self.introduce()
+        if asked.resume:
+            line.say(f"resumed after step {self.clock.step}" if resumes else "nothing to resume: starting at step 0")
 
+    def introduce(self) -> None:
+        """Say what is trained, on what, and how the batch is cut."""
+        config = self.config
         learning = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        line.say(
+        self.line.say(
             f"{config.recipe}: {sum(p.numel() for p in self.model.parameters()):,} parameters, {learning:,} learn; "
             f"{len(self.train_set)} training and {len(self.val_set)} validation images of "
             f"{config.model.num_classes} classes; {self.device}, {self.precision}; "
-            f"batch {config.batch} as {-(-config.batch // config.micro_batch)} × {config.micro_batch}"
+            f"{cut(config.batch, config.micro_batch, self.ranks)}"
         )
-        if asked.resume:
-            line.say(f"resumed after step {self.clock.step}" if resumes else "nothing to resume: starting at step 0")
 
     def train(self) -> Path:
         """Take optimiser steps until the run is over; evaluate and save on the way."""
         config, clock = self.config, self.clock
+        if not clock.step and config.preflight != "off":
+            drawing = self.folder / FIRST_BATCH if self.ranks.first else None
+            preflight(config, self.model, self.train_set, drawing, self.autocast, self.line.say)
         augmentation = None if config.overfit else build_augmentation(config.augmentation, config.images)
         steps = training_steps(
             self.train_set,
@@ -170,6 +147,7 @@ class Run:
             micro_batch=config.micro_batch,
             workers=config.workers,
             numbers=CountFrom(clock.step, lambda step: step / clock.steps if clock.steps else clock.progress),
+            share=self.ranks.share,
         )
         learning_mode(self.model, config.freeze)
         with Interruption() as interruption, closing(steps):
@@ -180,16 +158,17 @@ class Run:
                 clock.step += 1
                 now = self.now()
                 report["images_per_second"] = config.batch / (now - started)
-                clock.seconds += now - started
+                clock.seconds, stop = self.ranks.agree(clock.seconds + now - started, interruption.number)
                 self.recorder.write(clock.step, clock.seconds)
                 self.report(report)
                 if clock.looks(config.evaluations) > looks_before or clock.progress >= 1.0:
                     self.look()
-                elif interruption.number or clock.seconds - self.saved_at > 60 * config.save_minutes:
+                elif stop or clock.seconds - self.saved_at > 60 * config.save_minutes:
                     self.save_state()
-                if interruption.number and clock.progress < 1.0:
+                if stop and clock.progress < 1.0:
+                    self.ranks.agree()  # nobody leaves before rank 0 has saved: torchrun would end the others
                     self.line.say(f"stopped and saved after step {clock.step}; --resume goes on from there")
-                    raise Stopped(interruption.number)
+                    raise Stopped(stop)
                 started = self.now()
         self.log.close()
         self.line.say(
@@ -203,37 +182,53 @@ class Run:
         config, recorder = self.config, self.recorder
         recorder.begin(self.clock.step, self.clock.looks_after_step(config.statistics))
         set_rate(self.optimiser, rate(self.clock.progress, config.optimiser))
-        counts = [count for part in parts for count in part.counts.tolist()]
+        self.ranks.seed_step(config.seed, self.clock.step)
+        self.guard.begin()
+        counts = self.ranks.gather([count for part in parts for count in part.counts.tolist()])
         groups = config.model.query_groups + (config.model.denoising > 0)
         norm = normalisers(counts, config.model.num_queries, config.loss, groups)
         losses = []
         for part in parts:
             batch = part.to(self.device, self.dtype)
             hints = self.hints(batch)
-            with self.autocast():
-                predictions = self.engine.forward(self.model, batch, hints)
-            losses.append(self.engine.loss(predictions, batch, norm, config.loss))
-            losses[-1].total.backward()
+            with exchange(self.forward, last=part is parts[-1]):
+                with self.autocast():
+                    predictions = self.engine.forward(self.forward, batch, hints)
+                losses.append(self.guard.loss(self.engine, predictions, batch, norm, config.loss))
+                (losses[-1].total * self.ranks.size).backward()  # gradients become the mean over ranks
             recorder.see_predictions(predictions, batch, losses[-1].assignment)
         recorder.see_gradients(self.model)
         learning = [p for p in self.model.parameters() if p.requires_grad]
-        gradient = nn.utils.clip_grad_norm_(learning, config.optimiser.clip or float("inf"))
-        total = sum(loss.total.detach() for loss in losses)
-        if not torch.isfinite(gradient + total):
-            raise FloatingPointError(
-                f"step {self.clock.step + 1}: loss {float(total)} and gradient norm {float(gradient)} are not finite "
-                f"for the images {[i for part in parts for i in part.image_ids]}; the last checkpoint is unharmed"
-            )
+        gradient = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
+        total = torch.stack([loss.total.detach() for loss in losses]).sum()
+        if not self.guard.passes(total, gradient, self.ranks):
+            return self.skip(parts, total, gradient)
+        nn.utils.clip_grads_with_norm_(learning, config.optimiser.clip or float("inf"), gradient)
         self.optimiser.step()
         recorder.see_update(self.model)
         recorder.see_matching(parts, [loss.assignment for loss in losses], len(losses[0].l1))
         self.optimiser.zero_grad(set_to_none=True)
+        average_batch_norm(self.model, self.ranks)
         if self.average:
             self.average.update(self.model, self.clock.expected_steps)
         terms = {
             name: sum(getattr(loss, name).detach() for loss in losses) for name in ("classification", "l1", "giou")
         }
         return {"loss": total, **terms, "gradient_norm": gradient}
+
+    def skip(self, parts: list[Batch], loss: Tensor, gradient: Tensor) -> dict[str, Any]:
+        """Undo a step whose numbers are not finite, and return which images and which part of the model were in it."""
+
+        def replay() -> None:
+            for part in parts:
+                batch = part.to(self.device, self.dtype)
+                with self.autocast():
+                    self.engine.forward(self.model, batch, self.hints(batch))  # type: ignore[arg-type]
+
+        self.recorder.pass_over()
+        images = self.ranks.gather([image for part in parts for image in part.image_ids])
+        numbers = {"loss": f"{float(loss):g}", "gradient_norm": f"{float(gradient):g}"}
+        return {"skipped": {"images": images, **numbers, **self.guard.undo(replay)}}
 
     def hints(self, batch: Batch) -> Hints | None:
         """Return what the hint group starts from, if there is one; the draws depend on step and images alone."""
@@ -247,8 +242,14 @@ class Run:
     def report(self, report: dict[str, Any]) -> None:
         """Write a line to the log now and then, and show how the run goes."""
         clock, config = self.clock, self.config
+        if skipped := report.get("skipped"):
+            self.log.write(clock.step, {"skipped": skipped, "seconds": clock.seconds})
+            self.line.say(skip_sentence(clock.step, skipped))
+            self.guard.stop_if_lost(clock.step)
+            return
         if clock.step % LOG_EVERY and clock.step > 1 and clock.progress < 1.0:
             return
+        report |= self.ranks.total({name: report[name] for name in ("loss", "classification", "l1", "giou")})
         values = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in report.items()}
         values |= {
             "lr": self.optimiser.param_groups[-1]["lr"],
@@ -278,12 +279,18 @@ class Run:
             batch=config.micro_batch,
             precision=self.autocast,
             progress=lambda done: self.line.show(clock.progress, f"evaluating {done} of {len(self.val_set)} images"),
+            share=self.ranks.share,
+            gather=self.ranks.interleave,
         )
+        if not self.ranks.first:
+            self.save_state()
+            return
         metrics = evaluate(self.val_set.annotations, found)
         numbers = {name: value for name, value in metrics.numbers.items() if value is not None}
         self.log.write(
             clock.step, {f"val/{name}": value for name, value in numbers.items()} | {"seconds": clock.seconds}
         )
+        self.look_for_stall()
         self.save(
             shipped, metrics, ModelCard(config.model, config.images, categories, config.recipe, clock.step, numbers)
         )
@@ -291,6 +298,15 @@ class Run:
             f"{clock.progress:4.0%}  step {clock.step}  AP {metrics.average_precision:.3f}  "
             f"AP50 {metrics.numbers['AP50'] or 0:.3f}  after {duration(clock.seconds)} of training"
         )
+
+    def look_for_stall(self) -> None:
+        """Say once, and write down, that nothing is learned, if the log shows it."""
+        lines, clock = read_metrics(self.folder), self.clock
+        what = find_stall(lines, lambda line: replace(clock, step=line["step"], seconds=line["seconds"]).progress)
+        if what:
+            says = stall_sentence(what, lines, self.config)
+            self.log.write(clock.step, {"stall": says, "seconds": clock.seconds})
+            self.line.say(f"warning: {says}")
 
     def save(self, shipped: nn.Module, metrics: Metrics, card: ModelCard) -> None:
         """Write the last and the best model, the metrics of the best, and what is needed to go on."""
@@ -304,7 +320,10 @@ class Run:
         self.save_state()
 
     def save_state(self) -> None:
-        """Write what is needed to go on with the next step."""
+        """Write what is needed to go on with the next step; rank 0 does it for all."""
+        self.saved_at = self.clock.seconds
+        if not self.ranks.first:
+            return
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= optimiser_tensors(self.optimiser)
         if self.average:
@@ -314,8 +333,8 @@ class Run:
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         numbers = {"step": self.clock.step, "seconds": self.clock.seconds, "best": self.best}
         numbers["averaged"] = self.average.updates if self.average else 0
+        numbers["skipped"] = self.guard.in_a_row
         save_training(self.folder / "checkpoints", self.clock.step, tensors, numbers)
-        self.saved_at = self.clock.seconds
 
     def resume(self) -> None:
         """Take up the newest checkpoint that can be read."""
@@ -330,6 +349,7 @@ class Run:
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        self.guard.in_a_row = numbers.get("skipped", 0)
         self.clock.step, self.clock.seconds, self.best = numbers["step"], numbers["seconds"], numbers["best"]
         self.saved_at = self.clock.seconds
 
@@ -337,19 +357,3 @@ class Run:
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def check_length(config: TrainConfig) -> None:
-    """Refuse a config that does not say how long and where to."""
-    lengths = {"epochs": config.epochs, "steps": config.steps, "minutes": config.minutes}
-    given = {name: value for name, value in lengths.items() if value}
-    if len(given) != 1 or not 0 < next(iter(given.values())) < math.inf:
-        said = ", ".join(f"--{name} {value:g}" for name, value in given.items()) or "none"
-        raise InputError(f"how long to train? Give one of --epochs, --steps, --minutes above 0 (given: {said})")
-    if not config.out:
-        raise InputError("where to? Give the run's folder by --out runs/NAME")
-
-
-def count_steps(config: TrainConfig, images: int) -> int:
-    """Return the steps of a run given by steps or epochs, 0 for one given by minutes."""
-    return config.steps or math.ceil(config.epochs * images / config.batch)

@@ -12,11 +12,11 @@ PLAIN_EVERY = 15.0  # seconds between plain lines
 class ProgressLine:
     """Show how far a run is, its loss, its AP and when it ends."""
 
-    def __init__(self):
-        self.console = Console(soft_wrap=True, highlight=False)
+    def __init__(self, quiet: bool = False):
+        self.console = Console(soft_wrap=True, highlight=False, quiet=quiet)
         self.live: Progress | None = None
         self.last_plain = -PLAIN_EVERY
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not quiet:
             columns = (BarColumn(bar_width=20), TextColumn("{task.percentage:3.0f}%  {task.description}"))
             self.live = Progress(*columns, console=self.console, transient=True)
             self.task = self.live.add_task("", total=1.0)

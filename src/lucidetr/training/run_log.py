@@ -1,6 +1,7 @@
 """What a run writes down: its config, command and machine, one JSON line per report, TensorBoard events."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from lucidetr.errors import InputError
 from lucidetr.fields import difference, from_dict, to_dict
 from lucidetr.training.checkpoint import has_card, training_checkpoints, write_atomically
 
-FREE_ON_RESUME = {"resume", "out", "device", "workers", "cache_gb", "save_minutes"}
+FREE_ON_RESUME = {"resume", "out", "device", "workers", "cache_gb", "save_minutes", "timeout_minutes", "preflight"}
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "faster-coco-eval")
 
 
@@ -38,7 +39,7 @@ def prepare_folder(folder: Path, config: TrainConfig) -> bool:
             raise InputError(f"{folder} began with other settings: {listed}; repeat them, or choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / f".writable.{platform.node()}.{os.getpid()}"  # its own for each of many processes
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
@@ -60,7 +61,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read ({error}); without it the run cannot be used") from None
 
 
-def describe_run(config: TrainConfig, device: torch.device, precision: str) -> dict[str, Any]:
+def describe_run(config: TrainConfig, device: torch.device, precision: str, ranks: int = 1) -> dict[str, Any]:
     """Return how this run was started, by which code, on what machine."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -72,6 +73,7 @@ def describe_run(config: TrainConfig, device: torch.device, precision: str) -> d
         "machine": platform.machine(),
         "system": platform.system(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "ranks": ranks,
         "threads": torch.get_num_threads(),
         "precision": precision,
     }
@@ -126,6 +128,16 @@ class RunLog:
     def close(self) -> None:
         """Finish the event file."""
         self.board.close()
+
+
+class NoLog:
+    """Stand in for `RunLog` where another process writes."""
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -70,6 +70,12 @@ class Recorder:
         self.looking = self.looks > 0 and (step == 0 or due > self.taken)
         self.taken = max(self.taken, due)
 
+    def pass_over(self) -> None:
+        """Forget a step that is not taken; if it was to be looked at, the next one is."""
+        if self.looking:
+            self.looking, self.tensors, self.before, self.duplicates = False, {}, {}, []
+            self.taken -= 1
+
     def see_predictions(self, predictions: Predictions, batch: Batch, assignment: Assignment) -> None:
         """Count the duplicates in a part of the step."""
         if self.looking:
@@ -257,7 +263,7 @@ def _range(low: float, high: float) -> tuple[float, float]:
     """Return the ends of a histogram: the extremes, or 1 about them where all values are one."""
     if NARROWEST < high - low < math.inf:
         return low, high
-    middle = low if math.isfinite(low) else 0.0  # what is not finite stops the run a little later, with a better word
+    middle = low if math.isfinite(low) else 0.0  # a step that is not finite is skipped, and this with it
     return middle - 0.5, middle + 0.5
 
 
