@@ -114,7 +114,10 @@ FAULTS = {
     "models/heads.py": ("hidden = F.relu(layer(hidden))", "hidden = layer(hidden)"),
     "models/heads.py move": ("clamp(-LARGEST_LOG, LARGEST_LOG).exp()", "exp()"),
     "models/heads.py own": ("return self[layer]", "return self[0]"),
-    "models/memory.py": ("columns = [i * width // grid_w", "columns = [(2 * i + 1) * width // (2 * grid_w)"),
+    "models/memory.py": (
+        "torch.arange(grid_w, device=padding.device) * width // grid_w",
+        "(2 * torch.arange(grid_w, device=padding.device) + 1) * width // (2 * grid_w)",
+    ),
     "structures.py": (".movedim(2, 1).flatten(0, 1)", ".movedim(2, 0).flatten(0, 1)"),
     "criterion/matcher.py": ("-logits.softmax(-1)", "-logits.sigmoid()"),
     "criterion/matcher.py focal": ("focal(logits, torch.ones_like(logits)) - ", ""),

@@ -144,7 +144,7 @@ def kinds_of_findings() -> dict[str, str]:
 def test_every_kind_of_finding_is_on_the_page_about_data():
     kinds, said = kinds_of_findings(), {}
     assert len(kinds) >= 60
-    table = (ROOT / "docs" / "data.md").read_text().split("| of | refused | odd |")[1].split("\n\n")[0]
+    table = (ROOT / "docs" / "data.md").read_text().split("| of | faults | odd |")[1].split("\n\n")[0]
     for row in table.splitlines()[2:]:
         _, _, *columns, _ = row.split("|")
         for verdict, cell in zip(("refused", "odd"), columns, strict=True):

@@ -1,5 +1,7 @@
 """VOC and YOLO folders: known layouts are found, each fault names file, place, value and fix, and all formats agree."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,6 +245,24 @@ def test_a_set_is_divided_into_three():
         divide(whole, 0.8, 0.4, seed=3)
 
 
+@pytest.mark.parametrize("form", ["yolo", "voc"])
+def test_boxes_of_two_pictures_never_land_in_one_file(yolo, tmp_path, form):
+    picture(yolo / "images" / "train" / "a.png")
+    with pytest.raises(InputError, match=r"a\.jpg and a\.png would share one file of boxes"):
+        write_splits(open_splits(str(yolo)), tmp_path / "new", form)
+    assert not (tmp_path / "new").exists()
+
+
+def test_names_with_a_folder_images_come_back(tmp_path):
+    picture(tmp_path / "coco" / "train" / "images" / "a.png")
+    entry = {"id": 1, "file_name": "images/a.png", "width": 40, "height": 30}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}
+    content = {"images": [entry], "annotations": [box], "categories": [{"id": 1, "name": "cat"}]}
+    text(tmp_path / "coco" / "annotations" / "train.json", json.dumps(content))
+    write_splits(open_splits(str(tmp_path / "coco")), tmp_path / "new", "yolo")
+    assert np.allclose(open_dataset(str(tmp_path / "new"), "train").annotations.boxes_xywh, [[1, 2, 3, 4]])
+
+
 def test_crowds_cannot_be_said_in_yolo(yolo, tmp_path):
     train = open_splits(str(yolo))["train"]
     crowd = np.ones_like(train.annotations.crowd)
@@ -262,10 +282,10 @@ def test_bccd_is_the_same_from_its_voc_and_its_coco_files(tmp_path):
     """The two known boxes without area aside, which the source's own XML files have."""
     (tmp_path / "JPEGImages").mkdir()
     for name in ("Annotations", "ImageSets"):
-        (tmp_path / name).symlink_to(BCCD / "voc" / name)
+        shutil.copytree(BCCD / "voc" / name, tmp_path / name)
     for split in ("train", "val", "test"):
         for path in (BCCD / split).glob("*.jpg"):
-            (tmp_path / "JPEGImages" / path.name).symlink_to(path)
+            shutil.copyfile(path, tmp_path / "JPEGImages" / path.name)
     refused = []
     for split in ("train", "val", "test"):
         coco = open_dataset(str(BCCD), split).annotations

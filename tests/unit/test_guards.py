@@ -1,5 +1,7 @@
 """What a guard notices in numbers that are given to it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -55,9 +57,13 @@ def test_causes_come_in_the_order_of_their_likelihood():
     paper = stall_sentence("AP", lines, recipe("detr-r50"))
     assert "AP at most 0.001) while the loss fell from 20 to 12" in paper
     parts = ("(1) too few steps: the paper's design", "lucid-s", "(2) a rate (--optimiser.lr 0.0001)", "(3) boxes")
-    parts += ("lucidetr doctor", "(4) labels", "(5)", "--overfit 8")
+    parts += ("first-batch.png", "(4) labels", "(5)", "--overfit 8")
     places = [paper.index(part) for part in parts]
     assert places == sorted(places)
+    assert "lucidetr doctor" not in stall_sentence("AP", lines, replace(recipe("detr-r50"), data="generated:digits"))
+    other = stall_sentence("AP", lines, replace(recipe("detr-r50"), data="my cells", preflight="off"))
+    assert "lucidetr doctor 'my cells'" in other
+    assert "first-batch.png" not in other
     assert "lucid-s" not in stall_sentence("AP", lines, recipe("lucid-s"))
     flat = stall_sentence("loss", log_of([20.0] * 5, [0.0]), recipe("lucid-s"))
     assert flat.startswith("the loss does not fall: 20 at first, 20 now")

@@ -32,7 +32,7 @@ def drawn(name, look, **planted):
     return line | {"update": values["update"], "silent": values["silent"]}
 
 
-def statistics(looks=4, **planted):
+def statistics(looks=6, **planted):
     """Return the lines of a run; `planted` says by look what is wrong with which matrix."""
     faults = planted.get("faults", {})
     return [
@@ -103,7 +103,7 @@ def test_histograms_of_several_tensors_are_added():
 
 def test_a_run_without_faults_is_not_warned_of():
     assert gradients.find_faults(course()) == []
-    assert weights.update_warnings(course()) == ()
+    assert weights.update_warnings(course(), TINY) == ()
     assert weights.silent_warnings(course(), TINY) == ()
 
 
@@ -112,15 +112,15 @@ def test_a_run_without_faults_is_not_warned_of():
 )
 def test_a_planted_gradient_is_found_by_its_part(scale, kind):
     faults = gradients.find_faults(course(faults={KEY: {"gradient": scale}}))
-    assert [(fault.part, fault.kind, fault.looks) for fault in faults] == ([("encoder 0 key", kind, 4)] if kind else [])
+    assert [(fault.part, fault.kind, fault.looks) for fault in faults] == ([("encoder 0 key", kind, 6)] if kind else [])
     warnings, _ = gradients.fault_sentences(faults, TINY)
-    assert all(text.startswith("encoder 0 key: at 4 of 4 looks") for text in warnings)
+    assert all(text.startswith("encoder 0 key: at 6 of 6 looks") for text in warnings)
     assert len(warnings) == (kind is not None)
 
 
 def test_zero_at_the_first_look_alone_is_how_a_layer_that_starts_at_zero_looks():
     assert gradients.find_faults(course(faults={(KEY, 0): {"gradient": 0.0}})) == []
-    (last,) = gradients.find_faults(course(faults={(KEY, 3): {"gradient": 0.0}}))
+    (last,) = gradients.find_faults(course(faults={(KEY, 5): {"gradient": 0.0}}))
     assert (last.kind, last.looks) == ("dead", 1)
 
 
@@ -136,7 +136,7 @@ def test_the_first_self_attention_of_learned_queries_is_explained_and_not_alarme
 
 @pytest.mark.parametrize(("update", "said"), [(0.5, "rate is far too high"), (1e-8, "does not learn"), (1e-3, "")])
 def test_updates_beyond_reason_are_warned_of(update, said):
-    warnings = weights.update_warnings(course(faults={BOX: {"update": update}}))
+    warnings = weights.update_warnings(course(faults={BOX: {"update": update}}), TINY)
     assert len(warnings) == bool(said)
     assert all(text.startswith("box head") and said in text for text in warnings)
 
@@ -144,11 +144,20 @@ def test_updates_beyond_reason_are_warned_of(update, said):
 def test_a_part_that_holds_still_is_no_number_where_the_weight_is_zero():
     found = course(faults={BOX: {"update": None}})
     assert np.isnan(found.update[:, found.parts.index("box head")]).all()
-    assert weights.update_warnings(found) == ()
+    assert weights.update_warnings(found, TINY) == ()
+
+
+def test_what_stands_still_by_nature_and_few_looks_are_not_warned_of():
+    planted = {SELF: {"update": 1e-8, "silent": 1.0}}
+    assert weights.update_warnings(course(faults=planted), ModelConfig()) == ()
+    assert len(weights.update_warnings(course(faults=planted), replace(TINY, queries="anchors"))) == 1
+    few = course_of_parts(statistics(looks=2, faults={BOX: {"update": 0.5, "silent": 1.0, "gradient": 0.0}}))
+    assert weights.update_warnings(few, TINY) == weights.silent_warnings(few, TINY) == ()
+    assert gradients.find_faults(few) == []
 
 
 def test_silent_units_are_warned_of_when_they_stay_so():
-    early = {(FEED, look): {"silent": 1.0} for look in (0, 1)}
+    early = {(FEED, look): {"silent": 1.0} for look in (0, 1, 2)}
     assert weights.silent_warnings(course(faults=early), TINY) == ()
     (said,) = weights.silent_warnings(course(faults={FEED: {"silent": 0.8}}), TINY)
     assert said.startswith("decoder 0 feed-forward: in the run's second half 80%")

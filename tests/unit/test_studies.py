@@ -159,9 +159,9 @@ def test_a_run_that_meets_a_number_that_is_none_counts_as_nothing(tmp_path):
         made = set_loss(predictions, *rest)
         return replace(made, total=made.total * torch.nan)
 
-    config = replace(PLAN.given(tiny("", steps=3), 0), data=TINY)
+    config = replace(PLAN.given(tiny("", steps=12), 0), data=TINY)
     found = run_one("k", "n", config, engine=Engine(forward=FAST.forward, loss=loss))
-    assert (found.ap, found.steps, found.numbers["diverged"]) == (0.0, 0, 1.0)
+    assert (found.ap, found.steps, found.numbers["diverged"]) == (0.0, 10, 1.0)
     assert experiment.is_of(found, "k", "n", config)
     page = write_page(tmp_path, "x", Page("T", "Q?", (), (), ()), PLAN, [found]).read_text()
     assert "1 of them met numbers that are none" in page
@@ -302,7 +302,7 @@ def test_a_detector_of_ones_own_is_one_more_way(tmp_path):
     card = three_ways.load_start(trained_as(tmp_path, config)).card
     plan = replace(PLAN, weights=str(tmp_path / "mine.safetensors"))
     tuned, random = list(three_ways.ways(plan).values())[-2:]
-    assert list(three_ways.ways(plan))[-2:] == ["mine tuned", "mine, random weights"]
+    assert list(three_ways.ways(plan))[-2:] == [f"{plan.weights} tuned", f"{plan.weights}, random weights"]
     assert tuned.model == random.model == card.model
     assert (tuned.weights, random.weights) == (plan.weights, "")
     assert tuned.optimiser.lr < random.optimiser.lr == LUCID_XS.optimiser.lr

@@ -16,6 +16,7 @@ lucidetr: DETR from scratch that you can read, train on one machine, and look in
                                                  draw what it finds, write detections.json
   lucidetr inspect RUN                           look inside: one page of figures, with a warning where one is due
   lucidetr convert SOURCE OUT                    other projects' weights to ours, or ours to theirs
+  lucidetr export RUN --format onnx              one file for ONNX Runtime, OpenVINO or torch, compared with the model
   lucidetr doctor DATA                           everything that is wrong or odd in a data set; it only reads
   lucidetr data convert DATA DIR --to yolo       any data set as a new folder; also: split, sample (a sheet of pictures)
   lucidetr recipes                               the named models and their sizes; --ladder, --neighbours
@@ -32,6 +33,7 @@ VERBS = {
     "predict": "lucidetr.cli.predict",
     "inspect": "lucidetr.cli.inspect",
     "convert": "lucidetr.cli.convert",
+    "export": "lucidetr.cli.export",
     "doctor": "lucidetr.cli.doctor",
     "data": "lucidetr.cli.data",
     "recipes": "lucidetr.cli.recipes",

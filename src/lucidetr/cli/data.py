@@ -70,10 +70,14 @@ def split(arguments: list[str]) -> None:
     """Divide a training split."""
     options = tyro.cli(Split, args=arguments, prog="lucidetr data split")
 
-    from lucidetr.data.dataset import open_dataset
-    from lucidetr.data.export import divide, write_splits
+    from lucidetr.data.export import divide, open_splits, write_splits
 
-    whole = open_dataset(options.source, "train", options.bad_boxes)
+    splits = open_splits(options.source, options.bad_boxes)
+    if list(splits) != ["train"]:
+        raise InputError(
+            f"{options.source} has the splits {', '.join(splits)} already; lucidetr data convert keeps them"
+        )
+    whole = splits["train"]
     folder = Path(options.folder)
     tell(write_splits(divide(whole, options.val, options.test, options.seed), folder, options.to), folder)
 

@@ -31,7 +31,7 @@ class Options:
 
 
 def run(arguments: list[str]) -> None:
-    """Examine, print, and end with status 1 where training would refuse the data."""
+    """Examine, print, and end with status 1 where there are faults."""
     options = tyro.cli(Options, args=arguments, prog="lucidetr doctor")
     if options.data.startswith("generated:"):
         raise InputError(f"{options.data} is generated and sound; doctor examines folders")
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> None:
         _draw(options)
     errors = sum(finding.severity == "error" for finding in report.findings)
     others = len(report.findings) - errors
-    print(f"{errors} faults that training refuses, {others} things that are odd" if report.findings else "sound")
+    print(f"{errors} faults, {others} things that are odd" if report.findings else "sound")
     if errors:
         sys.exit(1)
 

@@ -206,15 +206,26 @@ def between(raws: Sequence[Raw], fingerprints: dict[str, dict[Path, tuple[str, i
         found.append(Finding("no-training", "error", f"no training split, only {', '.join(splits)}; name one train"))
     train = next((raw for raw in raws if raw.split == "train"), None)
     for raw in raws:
-        if train and raw is not train and set(raw.names) != set(train.names):
-            text = f"{raw.split} and train have other categories: {listing(sorted(set(raw.names) ^ set(train.names)))}"
-            found.append(Finding("categories-differ", "error", f"{text} are in one alone; give both the same list"))
+        if train and raw is not train and categories_of(raw) != categories_of(train):
+            apart = listing(sorted(set(categories_of(raw)) ^ set(categories_of(train))))
+            text = f"{raw.split} and train have other categories: {apart} in one alone; give both the same list"
+            found.append(Finding("categories-differ", "error", text))
         elif train and raw is not train:
             missing = sorted({box.name for box in raw.boxes} - {box.name for box in train.boxes})
             if missing:
                 text = f"{raw.split} has objects of {listing(missing)}, train has none: they cannot be learned"
                 found.append(Finding("category-only-outside-train", "warning", text))
     return found
+
+
+def categories_of(raw: Raw) -> list[str]:
+    """Return the categories of a split as "id name", or by name where the form knows no ids.
+
+    >>> categories_of(Raw("val", names=["cat", "dog"], ids=[3, 1]))
+    ['1 dog', '3 cat']
+    """
+    named = zip(raw.ids, raw.names, strict=True) if raw.ids else ((None, name) for name in raw.names)
+    return sorted(name if number is None else f"{number} {name}" for number, name in named)
 
 
 def _copies(fingerprints: dict[str, dict[Path, tuple[str, int]]]) -> list[Finding]:

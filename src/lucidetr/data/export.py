@@ -13,6 +13,7 @@ from lucidetr.data import digits
 from lucidetr.data.coco import write_coco
 from lucidetr.data.dataset import Dataset, open_dataset, set_aside
 from lucidetr.data.splits import find_splits
+from lucidetr.data.yolo import label_file
 from lucidetr.errors import InputError
 
 Format = Literal["coco", "yolo", "voc"]
@@ -43,8 +44,10 @@ def write_splits(splits: Mapping[str, Dataset], folder: Path, form: Format) -> d
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: not empty; choose a new folder")
     write = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[form]
-    for split, dataset in splits.items():
+    for dataset in splits.values():
         _refuse_crowds(dataset, form)
+        _refuse_clashes(dataset, form)
+    for split, dataset in splits.items():
         write(dataset, folder, split)
     if form == "yolo":
         _write_yaml(splits, folder)
@@ -56,6 +59,19 @@ def _refuse_crowds(dataset: Dataset, form: Format) -> None:
     crowds = int(dataset.annotations.crowd.sum())
     if crowds and form != "coco":
         raise InputError(f"{dataset.name}: {crowds} crowd boxes cannot be said in {form}; take them out, or --to coco")
+
+
+def _refuse_clashes(dataset: Dataset, form: Format) -> None:
+    """Refuse pictures whose boxes would be written into one file: names that differ in their suffix alone."""
+    if form == "coco":
+        return
+    owner: dict[str, str] = {}
+    for name in map(str, dataset.annotations.file_names):
+        path = Path(name).with_suffix("")
+        key = path.name if form == "voc" else str(path)
+        if key in owner:
+            raise InputError(f"{dataset.name}: {owner[key]} and {name} would share one file of boxes; rename one")
+        owner[key] = name
 
 
 def _write_picture(dataset: Dataset, index: int, path: Path) -> None:
@@ -89,7 +105,7 @@ def _write_yolo(dataset: Dataset, folder: Path, split: str) -> None:
             " ".join([str(label), *(repr(float(value)) for value in box)]) + "\n"
             for label, box in zip(annotations.labels[rows].tolist(), centred, strict=True)
         ]
-        path = (folder / "labels" / split / str(name)).with_suffix(".txt")
+        path = label_file(folder / "images" / split / str(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(lines), encoding="utf-8")
 
@@ -107,8 +123,6 @@ def _write_voc(dataset: Dataset, folder: Path, split: str) -> None:
     annotations, names = dataset.annotations, dataset.annotations.categories.names
     for index, name in enumerate(annotations.file_names):
         picture = folder / split / Path(str(name)).name
-        if picture.exists():
-            raise InputError(f"{dataset.name}: two pictures are called {picture.name}; VOC needs a name for each")
         _write_picture(dataset, index, picture)
         rows = annotations.rows(index)
         height, width = annotations.sizes[index].tolist()

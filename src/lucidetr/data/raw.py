@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from lucidetr.data import voc, yolo
 from lucidetr.data.coco import find_coco, image_folder_of
 from lucidetr.data.faults import inside
+from lucidetr.data.splits import find_yaml
 from lucidetr.errors import InputError
 
 Severity = Literal["error", "warning"]
@@ -55,6 +56,8 @@ class Raw:
     pictures: list[Picture] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    """Of the categories, in the order of their names."""
     findings: list[Finding] = field(default_factory=list)
 
     def error(self, kind: str, text: str) -> None:
@@ -71,9 +74,10 @@ def read_raw(source: Path) -> tuple[str, list[Raw]]:
 
     A path that holds no data set at all is an InputError.
     """
-    yamls = [source] if source.suffix in (".yaml", ".yml") else sorted(source.glob("data.y*ml"))
-    if yamls:
-        return "YOLO", raw_yolo(yamls[0])
+    if yaml := find_yaml(source):
+        return "YOLO", raw_yolo(yaml)
+    if source.suffix == ".json" and source.is_file():
+        return "COCO", [raw_coco("train", source)]
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the folder that holds your images and their boxes")
     if coco := find_coco(source):
@@ -153,7 +157,7 @@ def _categories(raw: Raw, path: Path, entries: list[Any]) -> dict[int, str]:
             raw.error("category-name", f"{path}: category {number} has the name {name!r}; give it a text")
         else:
             names[number] = name
-    raw.names = list(names.values())
+    raw.names, raw.ids = list(names.values()), list(names)
     return names
 
 

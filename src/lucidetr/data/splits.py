@@ -9,6 +9,7 @@ from lucidetr.data.annotations import Annotations
 from lucidetr.data.faults import BadBoxes
 from lucidetr.errors import InputError
 
+YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
 
 
@@ -20,6 +21,13 @@ def split_of(name: str) -> str | None:
     """
     parts = re.split(r"[^a-z]+", name.lower())
     return next((split for split, words in SPLIT_WORDS.items() if any(word in parts for word in words)), None)
+
+
+def find_yaml(source: Path) -> Path | None:
+    """Return the description of a YOLO data set: the file itself, or the one in a folder; None where there is none."""
+    if source.suffix in (".yaml", ".yml"):
+        return source
+    return next((source / name for name in YAMLS if (source / name).is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,10 @@ def find_splits(source: Path) -> Found:
     from lucidetr.data.voc import find_voc, read_voc
     from lucidetr.data.yolo import find_yolo, read_yolo
 
-    if source.suffix in (".yaml", ".yml"):
-        return Found("YOLO", {s: _reader(read_yolo, source, files) for s, files in find_yolo(source).items()})
+    if yaml := find_yaml(source):
+        return Found("YOLO", {split: _reader(read_yolo, yaml, files) for split, files in find_yolo(yaml).items()})
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give --data the folder that holds your images and their boxes")
-    if yamls := sorted(path for end in ("data.yaml", "data.yml", "dataset.yaml") for path in source.glob(end)):
-        return find_splits(yamls[0])
     coco = find_coco(source)
     if coco:
         return Found("COCO", {split: _reader(read_coco, path, None) for split, path in coco.items()})

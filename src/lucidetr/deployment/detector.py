@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lucidetr.config import ModelCard
 from lucidetr.data.decoding import as_image
 from lucidetr.data.preprocessing import make_batch, prepare
+from lucidetr.deployment.engines import OPENERS, open_exported
 from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.models.postprocess import postprocess
@@ -18,9 +20,13 @@ from lucidetr.training.precision import autocast, choose_device, choose_precisio
 
 
 class Detector:
-    """Find objects in pictures with a trained model; `.card` says what it is, `.model` is the network itself."""
+    """Find objects in pictures with a trained model; `.card` says what it is, `.model` is the network itself.
 
-    def __init__(self, model: DETR, card: ModelCard, device: str = "auto", precision: str = "auto"):
+    `.model(images, padding)` returns `Predictions`: of every layer, or of the last alone where the model is an
+    exported file.
+    """
+
+    def __init__(self, model: nn.Module, card: ModelCard, device: str = "auto", precision: str = "auto"):
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.autocast = autocast(self.precision, self.device)
@@ -51,8 +57,19 @@ class Detector:
 
 
 def load(path: str | Path, device: str = "auto", precision: str = "auto") -> Detector:
-    """Load a detector from a run's folder or a model file."""
-    tensors, card = load_model(Path(path))
+    """Load a detector from a run's folder, a model file, or an exported .onnx, .xml (OpenVINO) or .pt2 file.
+
+    Exported files run on the CPU. A .pt2 file is a program: load only files whose origin you trust.
+    """
+    path = Path(path)
+    if path.suffix in OPENERS:
+        if device not in ("auto", "cpu"):
+            raise InputError(
+                f"--device {device}: {path} is an exported model and runs on the cpu; load the run instead"
+            )
+        exported, card, precision = open_exported(path, precision)
+        return Detector(exported, card, "cpu", precision)
+    tensors, card = load_model(path)
     if not card.categories:
         raise InputError(f"{path}: these are the weights of a backbone alone; train a detector from them by --weights")
     with torch.device("meta"):

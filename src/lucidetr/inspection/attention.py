@@ -347,7 +347,7 @@ def section(material: Material) -> Section:
         silent.append(view.silent)
     return Section(
         title="Pictures",
-        says="Some pictures of the validation split through the model, with everything that it computes on the way. "
+        says=f"Some pictures of the {material.split} through the model, with everything that it computes on the way. "
         "Queries are shown that found something (score of at least 0.5, the best six), or the best three.",
         figures=(common(spread_of, silent), *figures) if figures else (),
     )

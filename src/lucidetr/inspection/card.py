@@ -35,6 +35,11 @@ NOT_THE_RECIPE |= {
     "val_images",
     "save_minutes",
     "evaluations",
+    "statistics",
+    "preflight",
+    "weights",
+    "timeout_minutes",
+    "overfit",
     "seed",
 }
 NAMED = 30  # classes drawn by name; of more only the most and least frequent are

@@ -19,6 +19,7 @@ from lucidetr.inspection.curves import (
 )
 from lucidetr.inspection.material import Material
 from lucidetr.inspection.page import Figure, Section, chart
+from lucidetr.training.guards import loss_course
 
 ABOVE_CLIP = 1e4  # a gradient norm so many times the clip, throughout, is no longer a matter of taste
 FALLEN = 0.02  # of AP
@@ -48,11 +49,12 @@ def loss_warnings(training: Sequence[Line]) -> tuple[str, ...]:
     if not np.isfinite(losses).all():
         step = training[int(np.flatnonzero(~np.isfinite(losses))[0])]["step"]
         return (f"The loss is not finite at step {step}: lower the rate, or look at the images of that step.",)
-    fifth = max(len(losses) // 5, 1)
-    if len(losses) < 2:
+    course = loss_course(training)
+    if not course:
         return ()
-    pieces = [float(np.median(losses[i : i + fifth])) for i in range(0, len(losses) - fifth + 1, fifth)]
-    first, last, lowest = pieces[0], float(np.median(losses[-fifth:])), min(pieces)
+    first, last = course
+    fifth = len(losses) // 5
+    lowest = min(float(np.median(losses[i : i + fifth])) for i in range(0, len(losses) - fifth + 1, fifth))
     if last > first:
         return (
             f"The loss rose over the run, from {first:.3g} to {last:.3g}: the rate is too high, or the data wrong.",
@@ -171,7 +173,7 @@ def section(material: Material) -> Section:
     if looks:
         figure = Figure(
             "course-precision",
-            "Average precision on the validation split",
+            f"Average precision on the {material.split}",
             chart(7, 3.2, lambda made: draw_looks(made, looks)),
             "It rises and levels off; AP50 comes first, AP75 follows once boxes are tight.",
             precision_warnings(looks),

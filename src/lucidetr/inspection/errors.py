@@ -28,7 +28,7 @@ from lucidetr.evaluation.errors import (
     precision_recall,
 )
 from lucidetr.inspection.material import Material
-from lucidetr.inspection.page import Figure, Section, chart
+from lucidetr.inspection.page import Figure, Section, chart, written
 from lucidetr.structures import Detections
 
 NAMED = 12  # categories with a curve of their own
@@ -86,7 +86,7 @@ def draw_precision_recall(figure: Any, curves: PrecisionRecall, objects: list[in
     for axes, overlap, values in zip(panels, ("0.50", "0.75"), (curves.at_50, curves.at_75), strict=True):
         for place, k in enumerate(named):
             style = "-" if place < 10 else "--"  # there are ten colours
-            axes.plot(curves.recalls, values[k], style, color=f"C{place % 10}", lw=1.3, label=_written(curves.names[k]))
+            axes.plot(curves.recalls, values[k], style, color=f"C{place % 10}", lw=1.3, label=written(curves.names[k]))
         if rest:
             axes.plot(curves.recalls, values[rest].mean(0), color="tab:gray", lw=3, label=f"mean of {len(rest)} others")
         axes.set(title=f"IoU {overlap}", xlabel="recall", xlim=(0, 1.01), ylim=(0, 1.03))
@@ -121,7 +121,7 @@ def draw_confusion(axes: Any, matrix: Int[np.ndarray, "category category"], name
             ink = "black" if shares[true, said] > 0.6 else "white"  # on the cell's own colour, not the page's
             axes.text(said, true, matrix[true, said], ha="center", va="center", color=ink, fontsize=8)
     if len(names) <= LABELLED:
-        places, labels = range(len(names) + 1), [*map(_written, names), "background"]
+        places, labels = range(len(names) + 1), [*map(written, names), "background"]
         axes.set_xticks(places, labels, rotation=90)
         axes.set_yticks(places, labels)
 
@@ -267,11 +267,6 @@ def _worst_figure(
             "is the annotations that need mending.",
         ),
     )
-
-
-def _written(name: str) -> str:
-    """Return a category's name as matplotlib draws it: $ is no formula, and _ at the start does not hide it."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _threshold_row(name: str, best: Threshold | None) -> list[str]:

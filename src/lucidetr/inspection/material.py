@@ -40,6 +40,11 @@ class Material:
         """Return the boxes of the split that it was trained on."""
         return open_training_data(self.config)[0].annotations
 
+    @property
+    def split(self) -> str:
+        """Return what the pictures are to the model, in words."""
+        return "training images learned by heart" if self.config.overfit else "validation split"
+
     @cached_property
     def detections(self) -> list[Detections]:
         """Return what the model finds in every image of the split."""

@@ -28,6 +28,7 @@ STYLE = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "legend.frameon": False,
+    "text.parse_math": False,  # a $ in a category's name is a dollar
     **dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK
     ),
@@ -57,6 +58,15 @@ class Section:
     figures: tuple[Figure, ...] = ()
     tables: tuple[tuple[str, list[list[str]]], ...] = ()  # caption and rows
     warnings: tuple[str, ...] = ()
+
+
+def written(name: str) -> str:
+    """Return a category's name as a legend shows it: one that begins with _ would be left out of it.
+
+    >>> written("_background_"), written("cat")
+    (' _background_', 'cat')
+    """
+    return (" " if name.startswith("_") else "") + name
 
 
 def chart(width: float, height: float, draw: Callable[[Chart], Any]) -> Chart:

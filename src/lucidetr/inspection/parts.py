@@ -44,6 +44,8 @@ PARTS = tuple(
     )
 )
 
+FEWEST_LOOKS = 5  # fewer do not tell a fault from a beginning
+
 
 def part_of(name: str) -> str:
     """Return the part of the model that a parameter belongs to; of an unknown name its first word.
@@ -206,12 +208,15 @@ def pooled_histogram(
 
 
 def lasting(wrong: Bool[np.ndarray, " look"]) -> bool:
-    """Say whether something is so at the last look or at half of all looks.
+    """Say whether something is so at the last look or at half of all looks after the first.
 
-    >>> lasting(np.array([True, False, False])), lasting(np.array([True, True, False]))
+    The first look sees layers that start at zero, and fewer than five looks tell nothing.
+
+    >>> lasting(np.array([True, False, False, False, False])), lasting(np.array([False, True, True, False, False]))
     (False, True)
     """
-    return bool(len(wrong)) and bool(wrong[-1] or 2 * wrong.sum() >= len(wrong))
+    later = wrong[1:]
+    return len(wrong) >= FEWEST_LOOKS and bool(later[-1] or 2 * later.sum() >= len(later))
 
 
 def explained(part: str, config: ModelConfig) -> str | None:

@@ -15,6 +15,7 @@ from lucidetr.config import ImageConfig, LossConfig
 from lucidetr.criterion.matcher import match
 from lucidetr.data.batching import evaluation_batches
 from lucidetr.data.dataset import Dataset
+from lucidetr.inspection import churn
 from lucidetr.inspection.material import Material, spread
 from lucidetr.inspection.microscope import best_class
 from lucidetr.inspection.page import Figure, Section, chart
@@ -240,11 +241,12 @@ def section(material: Material) -> Section:
         draw_usage(usage, statistics)
         draw_similarity(matrix, statistics)
 
+    over_the_run = churn.figure(material)
     rows = -(-min(len(statistics.used), 20) // 10)
     seen = f"{len(statistics.image_ids)} pictures"
     return Section(
         title="Queries",
-        says=f"{says} Over {seen} of the validation split, after the last layer.",
+        says=f"{says} Over {seen} of the {material.split}, after the last layer.",
         figures=(
             Figure(
                 name="queries-places",
@@ -259,5 +261,6 @@ def section(material: Material) -> Section:
                 healthy=f"{likeness} Alike is the mean of the cosines of content and position.",
                 warnings=(*warn_of_use(statistics), *warn_of_likeness(statistics)),
             ),
+            *([over_the_run] if over_the_run else []),
         ),
     )

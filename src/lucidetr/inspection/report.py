@@ -96,7 +96,7 @@ def summary(material: Material) -> list[tuple[str, str]]:
     return [
         ("AP", said["AP"]),
         ("AP50", said["AP50"]),
-        ("validation images", f"{metrics.images:,}"),
+        ("images looked at", f"{metrics.images:,}"),
         ("training", f"{seconds / 60:.1f} min"),
         ("step of this model", f"{material.card.step:,}"),
         ("parameters", f"{parameters / 1e6:.2f} M"),

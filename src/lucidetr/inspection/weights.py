@@ -13,6 +13,7 @@ from lucidetr.inspection.material import Material
 from lucidetr.inspection.page import Figure, Section, chart
 from lucidetr.inspection.parts import (
     FAMILIES,
+    FEWEST_LOOKS,
     Line,
     PartCourse,
     block_of,
@@ -160,13 +161,18 @@ def draw_looks(
     made.colorbar(drawn, ax=axes, label=unit, fraction=0.04, pad=0.02)
 
 
-def update_warnings(course: PartCourse) -> tuple[str, ...]:
-    """Return a sentence for each part whose middle update is beyond reason."""
+def update_warnings(course: PartCourse, config: ModelConfig) -> tuple[str, ...]:
+    """Return a sentence for each part whose middle update after the first look is beyond reason.
+
+    Fewer than five looks tell nothing, and what `explained` names may stand still.
+    """
+    if len(course.update) < FEWEST_LOOKS:
+        return ()
     said = []
     for part, updates in zip(course.parts, course.update.T, strict=True):
-        if not np.isfinite(updates).any():
+        if not np.isfinite(updates[1:]).any() or explained(part, config):
             continue
-        middle = float(np.nanmedian(updates))
+        middle = float(np.nanmedian(updates[1:]))
         if middle > FASTEST:
             said.append(
                 f"{part}: a step changes the weights by {middle:.1g} of their size; "
@@ -181,8 +187,10 @@ def silent_warnings(course: PartCourse, config: ModelConfig) -> tuple[str, ...]:
     """Return a sentence for each part of which more than half the units are silent throughout the run's second half.
 
     Tables of which a batch reads only some rows (labels of hints, learned positions) are silent by nature, and so is
-    what `explained` names.
+    what `explained` names. Fewer than five looks tell nothing.
     """
+    if len(course.silent) < FEWEST_LOOKS:
+        return ()
     said = []
     for part, shares in zip(course.parts, course.silent.T, strict=True):
         by_nature = part in ("hints", "position") or explained(part, config)
@@ -228,7 +236,7 @@ def section(material: Material) -> Section:
             chart(9, 5.5, lambda made: draw_updates(made, course)),
             "About 10⁻³ at the peak of the rate (the shaded band is 10⁻⁴ to 10⁻²), falling with the rate; what starts "
             "at zero begins far above.",
-            update_warnings(course),
+            update_warnings(course, material.config.model),
         ),
         Figure(
             "weights-silent",

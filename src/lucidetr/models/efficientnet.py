@@ -59,10 +59,10 @@ class SameConv(nn.Conv2d):
         return super().forward(F.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2)))
 
     def padding_of(self, side: int) -> int:
-        """Return how many pixels to add along a side, both ends together."""
+        """Return how many pixels to add along a side, both ends together; no kernel is shorter than its stride."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         cells = (side + stride - 1) // stride
-        return max((cells - 1) * stride + kernel - side, 0)
+        return (cells - 1) * stride + kernel - side
 
 
 class ConvNorm(nn.Module):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -31,6 +32,6 @@ def shrink_padding(
 ) -> Bool[Tensor, "batch grid_h grid_w"]:
     """Return which cells of the feature grid are padding: those whose first pixel is."""
     height, width = padding.shape[-2:]
-    rows = [i * height // grid_h for i in range(grid_h)]
-    columns = [i * width // grid_w for i in range(grid_w)]
+    rows = torch.arange(grid_h, device=padding.device) * height // grid_h
+    columns = torch.arange(grid_w, device=padding.device) * width // grid_w
     return padding[:, rows][:, :, columns]

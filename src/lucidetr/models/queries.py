@@ -36,7 +36,7 @@ class LearnedQueries(nn.Module):
 
     def forward(self, memory: Memory) -> Start:
         """Return content and position of the queries, the same for every image."""
-        position = self.position.expand(len(memory.tokens), -1, -1)
+        position = self.position.expand(memory.tokens.shape[0], -1, -1)
         return Start(content=torch.zeros_like(position), position=position)
 
 
@@ -49,7 +49,7 @@ class ContentQueries(nn.Module):
 
     def forward(self, memory: Memory) -> Start:
         """Return content and position of the queries, the same for every image."""
-        content = self.content.expand(len(memory.tokens), -1, -1)
+        content = self.content.expand(memory.tokens.shape[0], -1, -1)
         return Start(content=content, position=torch.zeros_like(content))
 
 
@@ -65,7 +65,7 @@ class AnchorQueries(nn.Module):
 
     def forward(self, memory: Memory) -> Start:
         """Return content and boxes of the queries, the same for every image."""
-        batch = len(memory.tokens)
+        batch = memory.tokens.shape[0]
         boxes = self.box.sigmoid().expand(batch, -1, -1)
         return Start(content=self.content.expand(batch, -1, -1), boxes_cxcywh=boxes)
 
@@ -95,12 +95,13 @@ class SelectedQueries(nn.Module):
             tokens = tokens.to(self.category.weight.dtype)
             logits = self.category(tokens)
             score = logits.amax(-1).masked_fill(memory.padding, -torch.inf)
-            chosen = score.topk(min(self.num_queries, tokens.shape[1]), dim=1).indices
+            enough = tokens.shape[1] >= self.num_queries  # asked, not min(): an exported graph has a fixed number then
+            chosen = score.topk(self.num_queries if enough else tokens.shape[1], dim=1).indices
             content, logits, centres = (pick(each, chosen) for each in (tokens, logits, memory.grid.centres()))
             anchors = torch.cat([centres, torch.full_like(centres, ANCHOR_SIDE)], dim=-1)
             boxes = move(anchors, self.box(content))
         place, size = boxes.detach().split(2, dim=-1)
-        start = torch.cat([place.clamp(0, 1), size.clamp(SMALLEST_START, 1)], dim=-1)
+        start = torch.cat([place.clamp(0, 1), size.clamp(SMALLEST_START, 1.0)], dim=-1)
         return Start(content, boxes_cxcywh=start, proposals=Predictions(logits=logits[None], boxes_cxcywh=boxes[None]))
 
 

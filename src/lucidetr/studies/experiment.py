@@ -57,8 +57,8 @@ class Plan:
         length = {"steps": steps, "minutes": minutes, "epochs": 0.0}
         if self.side:
             config = replace(config, images=replace(config.images, size=self.side))
-        recorded = {"evaluations": 1, "statistics": self.looks, "preflight": "off"}
-        return replace(config, seed=seed, data=self.data, clock=self.clock, **recorded, **length)
+        config = replace(config, evaluations=1, statistics=self.looks, preflight="off")
+        return replace(config, seed=seed, data=self.data, clock=self.clock, **length)
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Result:
     commit: str
     machine: str
     side: int = 0  # of the pictures that the model saw
+    clock: str = ""  # what the minutes counted
     numbers: dict[str, float] = field(default_factory=dict)  # loss, seconds, and what the study reads besides
     series: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -112,6 +113,8 @@ def is_of(result: Result, kind: str, name: str, config: TrainConfig) -> bool:
         return False
     if result.side and result.side != config.images.size:  # files from before sides were kept say nothing of them
         return False
+    if result.clock and not config.steps and result.clock != config.clock:
+        return False
     whole = not config.steps or result.steps == config.steps or "diverged" in result.numbers
     return result.minutes == config.minutes and whole
 
@@ -140,6 +143,7 @@ def run_one(
     finally:
         shutil.rmtree(folder)
     last: dict[str, Any] = lines[-1] if lines else {"step": 0, "seconds": 0.0}
+    found: dict[str, Any] = next((line for line in reversed(lines) if "val/AP" in line), {})
     return Result(
         kind=kind,
         name=name,
@@ -147,14 +151,15 @@ def run_one(
         minutes=config.minutes,
         threads=begun["threads"],
         data=config.data,
-        ap=last.get("val/AP", 0.0),
-        ap50=last.get("val/AP50", 0.0),
+        ap=found.get("val/AP", 0.0),
+        ap50=found.get("val/AP50", 0.0),
         steps=last["step"],
         images_per_second=last["step"] * begun["trained_as"]["batch"] / max(last["seconds"], 1e-9),
         precision=begun["precision"],
         commit=begun["commit"] or "",
         machine=begun["machine"],
         side=config.images.size,
+        clock=config.clock,
         numbers={"seconds": last["seconds"]} | final_loss(lines) | numbers | diverged,
         series=series,
     )

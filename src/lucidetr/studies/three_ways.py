@@ -103,7 +103,7 @@ def from_checkpoint(file: str) -> dict[str, TrainConfig]:
     kin = LUCID_XS if card.model.classification == "sigmoid" else DETR_R50
     base = replace(RECIPES.get(card.recipe, kin), weights="")
     fitting = {"model": card.model, "images": card.images}
-    tuned, stem = fine_tuned(base), Path(file).stem
+    tuned, stem = fine_tuned(base), str(Path(file))  # every run's file has the same name
     return {
         f"{stem} tuned": replace(tuned, weights=file, **fitting),
         f"{stem}, random weights": replace(base, **fitting),

@@ -1,5 +1,6 @@
 """Guards of a run: a step whose numbers are not finite is undone, and a run that learns nothing says so."""
 
+import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -214,8 +215,11 @@ def stall_sentence(what: str, lines: Sequence[Line], config: TrainConfig) -> str
         else f"too few steps: {last_step} are done; give the run more"
     )
     rate = f"a rate (--optimiser.lr {lr:g}) that is too high where the loss jumps, too low where it creeps"
-    boxes = f"boxes beside their objects: look at first-batch.png in the run's folder, and at lucidetr doctor {data}"
-    classes = "labels that do not mean what they say: compare the names in first-batch.png with the pictures"
+    drawn = "the sheet of lucidetr data sample" if config.preflight == "off" else "first-batch.png in the run's folder"
+    folder = data and not data.startswith("generated:") and not data.endswith(".json")
+    doctor = f", and at what lucidetr doctor {shlex.quote(data)} says" if folder else ""
+    boxes = f"boxes beside their objects: look at {drawn}{doctor}"
+    classes = f"labels that do not mean what they say: compare the names in {drawn} with the pictures"
     heart = "if it is none of these: the same command with --overfit 8 must bring AP near 1, or data and model disagree"
     if what == "AP":
         says = f"nothing is found yet (AP at most {NOTHING_FOUND:g}) while the loss fell from {first:.3g} to {last:.3g}"

@@ -71,7 +71,9 @@ def preflight(
         say(f"trying the largest batch: {len(batch)} images of {width} × {height} pixels, {count} objects in each")
         for note in odd_gradients(config, trial, batch, precision):
             say(f"warning: {note}")
-        say(f"it fits: peak memory {peak_memory(device):.2f} GB; the first batch is drawn in {drawing}")
+        memory = peak_memory(device)
+        peak = "" if memory is None else f": peak memory {memory:.2f} GB"
+        say(f"it fits{peak}; the first batch is drawn in {drawing}")
         if config.preflight == "full":
             del trial
             say(learn_by_heart(config, model, dataset, precision))
@@ -314,12 +316,17 @@ def silent_by_nature(name: str, config: ModelConfig) -> bool:
     return first or name.endswith("key.bias")
 
 
-def peak_memory(device: torch.device) -> float:
-    """Return the most memory used so far, in gigabytes: the device's, or the whole process's on a processor."""
+def peak_memory(device: torch.device) -> float | None:
+    """Return the most memory used so far, in gigabytes: the device's, or the whole process's on a processor.
+
+    None where the system does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource  # there is none on Windows
-
+    try:
+        import resource
+    except ModuleNotFoundError:  # there is none on Windows
+        return None
     unit = 1 if sys.platform == "darwin" else 1024  # bytes or KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

@@ -1,0 +1,75 @@
+"""lucidetr export: a model as one file for ONNX Runtime, OpenVINO or torch, compared with itself before it is kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lucidetr.errors import InputError
+from lucidetr.fields import HUGE, check_ranges
+
+
+@dataclass(frozen=True)
+class Options:
+    """Export a model for any number of pictures of any size; the file is kept only if it agrees with the model."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """A run's folder, or a model file."""
+    format: Literal["onnx", "openvino", "torch"] = "onnx"
+    out: str = ""
+    """The file: .onnx, .xml (OpenVINO, its weights beside it as .bin) or .pt2 (torch). Left out: model.* in the run's
+    folder."""
+    pictures: int = 8
+    """So many of the run's validation pictures are compared; of generated scenes where these cannot be read."""
+
+
+def run(arguments: list[str]) -> None:
+    """Export, compare, say how well both agree."""
+    options = tyro.cli(Options, args=arguments, prog="lucidetr export")
+    check_ranges(options, "--", {"pictures": (1, HUGE)})
+
+    from lucidetr.deployment.detector import load
+    from lucidetr.deployment.export import SUFFIXES, export
+    from lucidetr.models.detr import DETR
+
+    source = Path(options.run)
+    folder = source if source.is_dir() else source.parent
+    suffix = SUFFIXES[options.format]
+    out = Path(options.out) if options.out else folder / f"model{suffix}"
+    if out.suffix != suffix:
+        raise InputError(f"--out {out}: give a file of --format {options.format} a name that ends in {suffix}")
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another name")
+    if source.suffix in SUFFIXES.values():
+        raise InputError(f"{source} is an exported model itself; give the run that it came from")
+    detector = load(source, device="cpu", precision="fp32")
+    name, pictures = some_pictures(folder, options.pictures)
+    assert isinstance(detector.model, DETR)
+    parity = export(detector.model.float(), detector.card, options.format, out, pictures, name)
+    files = [out, out.with_suffix(".bin")] if options.format == "openvino" else [out]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    print(f"{' and '.join(map(str, files))}: {detector.card.recipe}, {size:.1f} MB, {options.format}")
+    print(
+        f"agrees with the model on {len(pictures)} pictures of {name}: "
+        f"logits within {parity.logits:.1e}, boxes within {parity.boxes:.1e}, scores within {parity.scores:.1e}"
+    )
+    print(f"figures: {out}.parity.json")
+
+
+def some_pictures(folder: Path, number: int):
+    """Return the name of the run's validation split, else of generated scenes, and pictures spread over it."""
+    from lucidetr.config import TrainConfig
+    from lucidetr.data.dataset import open_dataset, open_training_data
+    from lucidetr.fields import from_dict
+    from lucidetr.training.run_log import read_json
+
+    dataset = None
+    if (folder / "config.json").is_file():
+        try:
+            _, dataset, _ = open_training_data(from_dict(TrainConfig, read_json(folder / "config.json")))
+        except InputError as error:
+            print(f"the run's data cannot be read, generated scenes are compared instead ({error})")
+    dataset = dataset or open_dataset("generated:digits", "val")
+    number = min(number, len(dataset))
+    return dataset.name, [dataset.image(int((i + 0.5) * len(dataset) / number)) for i in range(number)]

@@ -1,0 +1,91 @@
+"""The matching over a run: does an object keep its query, is every query used, is an object said twice?
+
+(Li et al. 2022, DN-DETR, figure 2, for the first.) Read off what training wrote into statistics.jsonl.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lucidetr.inspection.course import row_names
+from lucidetr.inspection.material import Material
+from lucidetr.inspection.page import Figure, chart
+
+CHURNING = 0.5  # share of objects that change their query, at the end of a run
+TITLES = {
+    "churn": "objects whose query has changed",
+    "used": "queries that ever had an object",
+    "duplicates": "further queries on one object",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """Hold what was written of the matching at every look, for every row of the predictions; nan: nothing known."""
+
+    steps: Int[np.ndarray, " look"]
+    rows: tuple[str, ...]
+    churn: Float[np.ndarray, "look layer"]
+    used: Float[np.ndarray, "look layer"]
+    duplicates: Float[np.ndarray, "look layer"]
+
+
+def course_of_matching(statistics: Sequence[dict[str, Any]], rows: Sequence[str]) -> Matching | None:
+    """Return the course of the matching, None where nothing was written of it."""
+    lines = [line for line in statistics if line["queries"].get("used")]
+    if not lines:
+        return None
+    values = {
+        name: np.array([[np.nan if v is None else v for v in line["queries"][name]] for line in lines], dtype=float)
+        for name in TITLES
+    }
+    return Matching(np.array([line["step"] for line in lines]), tuple(rows), **values)
+
+
+def draw_matching(figure: Any, matching: Matching) -> None:
+    """Draw churn, use and duplicates over the steps, a line for each row of the predictions, the last one bold."""
+    for axes, (name, title) in zip(figure.subplots(1, 3), TITLES.items(), strict=True):
+        values = getattr(matching, name)
+        for layer, row in enumerate(matching.rows):
+            last = layer == len(matching.rows) - 1
+            axes.plot(matching.steps, values[:, layer], lw=2 if last else 0.9, alpha=1 if last else 0.6, label=row)
+        axes.set(title=title, xlabel="optimiser step", ylim=(0, None))
+    axes.legend(fontsize=7)
+
+
+def warn_of_churn(matching: Matching, ranked: bool) -> tuple[str, ...]:
+    """Return a sentence where at the end objects of the last layer still change their query more often than not.
+
+    Queries that are ranks of tokens change with every other object's score, so theirs tell nothing.
+    """
+    known = matching.churn[:, -1][np.isfinite(matching.churn[:, -1])]
+    if ranked or not len(known) or known[-1] <= CHURNING:
+        return ()
+    return (
+        f"At the end {known[-1]:.0%} of the objects still had another query than at their last sight: the matching has "
+        "not settled; a longer run, hints (--model.denoising 0.4) or queries that start from a box would help.",
+    )
+
+
+def figure(material: Material) -> Figure | None:
+    """Return the figure of a run, None where training wrote nothing down."""
+    config = material.config.model
+    matching = course_of_matching(material.statistics, row_names(config))
+    if matching is None:
+        return None
+    ranked = config.queries == "selected"
+    first = (
+        "These queries are ranks of tokens, and ranks change with every score, so the first chart says little here"
+        if ranked
+        else "Objects keep their queries more and more"
+    )
+    return Figure(
+        "queries-matching",
+        "The matching over the run",
+        chart(10, 3.2, lambda drawn: draw_matching(drawn, matching)),
+        f"{first}. Soon every query that is needed has had an object, and no object is said by a second query.",
+        warn_of_churn(matching, ranked),
+    )
