@@ -9,7 +9,7 @@ import numpy as np
 
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
-from lucidetr.data.faults import BadBoxes, check_boxes, inside, listing, refuse_duplicates
+from lucidetr.data.faults import BadBoxes, check_boxes, inside, is_file, listing, refuse_duplicates
 from lucidetr.data.splits import SPLIT_WORDS, split_of
 from lucidetr.errors import InputError
 
@@ -95,7 +95,7 @@ def image_folder_of(path: Path, content: dict[str, Any]) -> Path:
     roots = (path.parent, path.parent.parent)
     places = list(dict.fromkeys(root / name for root in roots for name in names if name))
     for place in places:
-        if (place / first).is_file():
+        if is_file(place / first):
             return place
     tried = ", ".join(str(place) for place in places)
     raise InputError(f"{path}: its first image {first} is in none of {tried}; put it there, or give its folder too")
@@ -107,9 +107,11 @@ def _load_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, numbers of thousands of digits, brackets without end
         raise InputError(f"{path}: not a readable JSON text ({type(error).__name__})") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -179,7 +181,7 @@ def _images(path: Path, folder: Path, items: list[dict]) -> tuple[np.ndarray, np
         raise InputError(
             f"{path}: image {ids[row]} has height × width {sizes[row, 0]} × {sizes[row, 1]}; expected at least 1"
         )
-    missing = [item["file_name"] for item in items if not (folder / item["file_name"]).is_file()]
+    missing = [item["file_name"] for item in items if not is_file(folder / item["file_name"])]
     if missing:
         raise InputError(
             f"{path}: {len(missing)} of {len(items)} image files are missing in {folder}: "
@@ -204,18 +206,23 @@ def _boxes(path: Path, annotations: list[dict]) -> np.ndarray:
     """Return all boxes as float64 [object, 4]; anything but four numbers is an InputError."""
     for annotation in annotations:
         box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or any(type(v) not in (int, float) for v in box):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             raise InputError(
                 f"{path}: annotation {annotation['id']} has bbox {box!r}; expected [left, top, width, height] in pixels"
             )
     return np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
 
 
+def is_number(value: Any) -> bool:
+    """Say whether a value is a number that a float can hold; JSON's integers have no end."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
 def _areas(path: Path, annotations: list[dict]) -> np.ndarray:
     """Return the area of each object as the file states it, else that of its box."""
     areas = [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations]
     for annotation, area in zip(annotations, areas, strict=True):
-        if type(area) not in (int, float) or not 0 <= area < float("inf"):
+        if not is_number(area) or not 0 <= area < float("inf"):
             if "area" not in annotation:
                 continue  # a faulty box, which is named on its own account
             raise InputError(f"{path}: annotation {annotation['id']} has area {area!r}; expected a number of 0 or more")

@@ -1,7 +1,10 @@
 """What can be wrong with boxes and ids, in words: shared by all readers of annotation files."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path, PureWindowsPath
 from typing import Literal
 
 import numpy as np
@@ -14,9 +17,54 @@ SHOWN = 10  # faults listed in one message
 
 
 def inside(path: Path, what: str, name: str, folder: Path) -> None:
-    """Refuse the name of a file that leads out of its folder."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    """Refuse the name of a file that leads out of its folder, by itself or by a link.
+
+    `path` is the annotation file that names it. A link may lead to anywhere in the data set: the annotation file's
+    folder or the one above it, whichever holds `folder`. The file need not exist. Windows' forms are refused too.
+    """
+    windows = PureWindowsPath(name)
+    if Path(name).is_absolute() or windows.anchor or ".." in windows.parts:
         raise InputError(f"{path}: {what}: {name} leads out of {folder}; use paths inside that folder")
+    homes = [home for home in (path.parent, path.parent.parent) if folder.is_relative_to(home)]
+    refuse_outside(path, what, [folder / name], homes[:1] or [folder])
+
+
+def refuse_outside(path: Path, what: str, files: Iterable[Path], folders: list[Path]) -> None:
+    """Refuse files that lie, links followed, in none of some folders, and those that are no plain files."""
+    for file in files:
+        if not is_within(file, folders):
+            listed = " and ".join(map(str, folders))
+            raise InputError(f"{path}: {what}: {file} leads out of {listed}; put the file itself there")
+        try:
+            kind = file.stat().st_mode
+        except (OSError, ValueError):
+            continue  # whether it must be there, others say
+        if not stat.S_ISREG(kind):
+            raise InputError(f"{path}: {what}: {file} is no file but a folder or a device; name a picture's file")
+
+
+def is_within(place: Path, folders: list[Path]) -> bool:
+    """Say whether a file or folder lies, links followed, in one of some folders."""
+    try:
+        linked = place.is_symlink() or place.name in ("", "..")
+        real = os.path.realpath(place) if linked else os.path.join(_real(str(place.parent)), place.name)
+        return any(Path(real).is_relative_to(_real(str(folder))) for folder in folders)
+    except (OSError, ValueError):  # a name that the disk cannot hold
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    """Return a folder's own place, its links followed; a data set has few folders and many files."""
+    return os.path.realpath(folder)
+
+
+def is_file(place: Path) -> bool:
+    """Say whether a file is there; a name that no disk can hold is none."""
+    try:
+        return place.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def listing(things: list[str]) -> str:
@@ -41,11 +89,13 @@ def check_boxes(
     Boxes are [left, top, width, height] in pixels, `sizes` the (height, width) of each one's picture; `place` says
     where a row stands in the user's files.
     """
-    faults = list(box_faults(boxes, sizes))
+    with np.errstate(invalid="ignore", over="ignore"):  # of infinite numbers, which are named as such
+        faults = list(box_faults(boxes, sizes))
     if faults and policy == "refuse":
         listed = "; ".join(f"{place(i)} {boxes[i].tolist()} {what}" for i, what in faults[:SHOWN])
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        looks = corner_hint(boxes, sizes)
+        with np.errstate(invalid="ignore", over="ignore"):
+            looks = corner_hint(boxes, sizes)
         raise InputError(
             f"{path}: {len(faults)} of {len(boxes)} boxes cannot be used: {listed}{more}. {looks}"
             "Correct them, or use --bad-boxes drop to leave out those without area and cut those over the edge"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lucidetr.data import voc, yolo
-from lucidetr.data.coco import find_coco, image_folder_of
+from lucidetr.data.coco import find_coco, image_folder_of, is_number
 from lucidetr.data.faults import inside
 from lucidetr.data.splits import find_yaml
 from lucidetr.errors import InputError
@@ -128,7 +128,7 @@ def _json(raw: Raw, path: Path) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         raw.error("json", f"{path}: not JSON (line {error.lineno}, column {error.colno}: {error.msg}); export it again")
         return None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raw.error("json-text", f"{path}: not a readable JSON text ({type(error).__name__}); export it again as UTF-8")
         return None
     if not isinstance(content, dict):
@@ -219,11 +219,11 @@ def _annotation(raw: Raw, place: str, entry: dict[str, Any], rows: dict[int, int
     if type(kind) is not int or kind not in categories:
         raw.error("annotation-category", f"{place}: category_id {kind!r} is no category of the file; correct it")
         return
-    if not isinstance(box, list) or len(box) != 4 or any(type(value) not in (int, float) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         raw.error("box-numbers", f"{place}: bbox {box!r}; expected [left, top, width, height] in pixels")
         return
     area = entry.get("area", 1.0)
-    if type(area) not in (int, float) or not 0 <= area < math.inf:
+    if not is_number(area) or not 0 <= area < math.inf:
         raw.error("area", f"{place}: area {area!r}; expected a number of 0 or more")
     if entry.get("iscrowd", 0) not in (0, 1):
         raw.error("crowd", f"{place}: iscrowd {entry['iscrowd']!r}; expected 0 or 1")

@@ -8,12 +8,13 @@ import numpy as np
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.data.decoding import SUFFIXES
-from lucidetr.data.faults import BadBoxes, check_boxes, inside, listing
+from lucidetr.data.faults import BadBoxes, check_boxes, inside, is_file, listing, refuse_outside
 from lucidetr.data.splits import split_of
 from lucidetr.errors import InputError
 
 IMAGE_FOLDERS = ("JPEGImages", "images", ".")
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+LONGEST = 1_000_000  # pixels: no picture's side is longer
 
 
 def find_voc(folder: Path) -> dict[str, list[Path]]:
@@ -31,7 +32,11 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
     for words in sorted(folder.glob("ImageSets/Main/*.txt")):
         if words.stem not in ("train", "val", "test"):
             continue  # trainval, and VOC's lists of one category
-        names = [line.split()[0] for line in words.read_text(encoding="utf-8").splitlines() if line.strip()]
+        refuse_outside(words, "the file itself", [words], [words.parent])
+        try:
+            names = [line.split()[0] for line in words.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            raise InputError(f"{words}: not a text file") from None
         if missing := [name for name in names if name not in known]:
             raise InputError(
                 f"{words}: {len(missing)} of {len(names)} names have no file in {files[0].parent}: {listing(missing)}"
@@ -88,12 +93,15 @@ def read_voc(folder: Path, files: list[Path], every: list[Path], bad_boxes: BadB
 
 def parse(path: Path) -> ET.Element:
     """Return the root of an XML file; a document type is refused, for it can make a small file huge."""
+    refuse_outside(path, "the file itself", [path], [path.parent])
     content = path.read_bytes()
+    if b"\0" in content:
+        raise InputError(f"{path}: UTF-16, or no text at all; save it as UTF-8")
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise InputError(f"{path}: it defines a document type, which annotation files do not need; take it out")
     try:
         return ET.fromstring(content)  # noqa: S314 see above
-    except ET.ParseError as error:
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: encodings that it does not know
         raise InputError(f"{path}: not XML ({error})") from None
 
 
@@ -120,7 +128,7 @@ def _number(path: Path, element: ET.Element, name: str) -> float:
 def stated_size(path: Path, tree: ET.Element) -> tuple[int, int]:
     """Return height and width as the file states them."""
     height, width = (_number(path, tree, f"size/{side}") for side in ("height", "width"))
-    if height < 1 or width < 1:
+    if not (1 <= height <= LONGEST and 1 <= width <= LONGEST):
         raise InputError(f"{path}: <size> says {width:g} × {height:g} pixels; write the picture's own size there")
     return int(height), int(width)
 
@@ -135,7 +143,8 @@ def picture_of(folder: Path, path: Path, tree: ET.Element) -> Path:
     places = [path.parent, *(folder / name for name in IMAGE_FOLDERS)]
     for name in names:
         for place in places:
-            if (place / name).is_file():
+            if is_file(place / name):
+                inside(path, "its picture", name, place)
                 return (place / name).relative_to(folder)
     tried = ", ".join(str(place) for place in dict.fromkeys(places))
     raise InputError(f"{path}: its picture {stated or path.stem} is in none of {tried}; put it there")

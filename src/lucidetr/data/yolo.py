@@ -9,26 +9,28 @@ from PIL import Image, UnidentifiedImageError
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.data.decoding import SUFFIXES
-from lucidetr.data.faults import BadBoxes, check_boxes, listing
+from lucidetr.data.faults import BadBoxes, check_boxes, is_file, is_within, listing, refuse_outside
 from lucidetr.data.splits import SPLIT_WORDS
 from lucidetr.errors import InputError
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 EXIF_ORIENTATION = 274
+DEEPEST = 20  # lists in lists of a data.yaml
 
 
 def find_yolo(file: Path) -> dict[str, list[Path]]:
     """Return the pictures of each split that a data.yaml names.
 
     `train`, `val` and `test` are folders, text files with a path on each line, or lists of either; relative ones
-    start from `path`, from the yaml's own folder, or, as Roboflow writes ../train/images, from inside it.
+    start from `path`, from the yaml's own folder, or, as Roboflow writes ../train/images, from inside it. Absolute
+    or not, and links followed, all of them must lie in the yaml's own folder or in `path`.
     """
     content = _load(file)
     found = {}
     for split, words in SPLIT_WORDS.items():
         given = next((content[word] for word in words if content.get(word)), None)
         if given:
-            pictures = [path for each in _as_list(given) for path in _pictures(file, content, str(each))]
+            pictures = [path for each in _as_list(given) for path in _pictures(file, content, _text(file, split, each))]
             if not pictures:
                 raise InputError(f"{file}: {split}: no picture in {given}; put some there, or take the line out")
             found[split] = pictures
@@ -72,7 +74,8 @@ def read_yolo(file: Path, pictures: list[Path], bad_boxes: BadBoxes = "refuse") 
         )
     image = np.array(rows, dtype=np.int64)
     scale = sizes[image][:, [1, 0, 1, 0]]
-    given = np.array(boxes, dtype=np.float64).reshape(-1, 4) * scale
+    with np.errstate(over="ignore"):  # what becomes infinite is named as such
+        given = np.array(boxes, dtype=np.float64).reshape(-1, 4) * scale
 
     def place(row: int) -> str:
         return f"{places[row]}: as [left, top, width, height] in pixels"
@@ -110,19 +113,40 @@ def label_file(picture: Path) -> Path:
     return Path(*parts)
 
 
-def _load(file: Path) -> dict[str, Any]:
+def _load(file: Path) -> dict[Any, Any]:
     """Return the content of a data.yaml."""
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not a readable YAML text ({' '.join(str(error).split())})") from None
+        text = file.read_text(encoding="utf-8-sig")
+        _refuse_bombs(file, text)
+        content = yaml.safe_load(text)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2026-99-99
+        raise InputError(f"{file}: not a readable YAML text ({' '.join(str(error).split())[:200]})") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected lines such as 'train: images/train' and 'names: [cat, dog]'")
     return content
+
+
+def _refuse_bombs(file: Path, text: str) -> None:
+    """Refuse what makes a small YAML text cost much memory or time: aliases, and lists in lists in lists."""
+    import yaml
+
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise InputError(f"{file}: it uses aliases (*name), which can make a small file huge; write them out")
+        opens = isinstance(
+            token, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockMappingStartToken)
+        )
+        depth += opens or isinstance(token, yaml.BlockSequenceStartToken)
+        depth -= isinstance(token, (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken))
+        if depth > DEEPEST:
+            raise InputError(f"{file}: lists in lists, {depth} deep; a data.yaml needs no more than two or three")
 
 
 def read_names(file: Path) -> dict[int, str]:
@@ -133,6 +157,8 @@ def read_names(file: Path) -> dict[int, str]:
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(type(number) is int for number in names):
         raise InputError(f"{file}: names is {names!r}; expected a list such as [cat, dog], or numbers with names")
+    if wrong := [number for number, name in names.items() if not isinstance(name, str | int | float)]:
+        raise InputError(f"{file}: class {wrong[0]} has no name; give each number one text")
     stated = content.get("nc", len(names))
     if stated != len(names):
         raise InputError(f"{file}: nc is {stated} but there are {len(names)} names; correct one of them")
@@ -147,32 +173,59 @@ def _as_list(given: Any) -> list:
     return given if isinstance(given, list) else [given]
 
 
-def _pictures(file: Path, content: dict[str, Any], given: str) -> list[Path]:
+def _pictures(file: Path, content: dict[Any, Any], given: str) -> list[Path]:
     """Return the pictures of a folder, or those that a text file lists."""
-    root = file.parent / str(content.get("path") or "")
+    root = file.parent / _text(file, "path", content.get("path") or "")
+    folders = list(dict.fromkeys([file.parent, root]))
     inner = given.removeprefix("../")  # Roboflow's paths start one folder too high
     places = list(dict.fromkeys([root / given, file.parent / given, file.parent / inner]))
-    place = next((each for each in places if each.exists()), None)
+    there = [each for each in places if _exists(each)]
+    place = next((each for each in there if is_within(each, folders)), None)
+    if there and place is None:
+        raise InputError(
+            f"{file}: {given} leads out of {' and '.join(map(str, folders))}; where the data set lies elsewhere, "
+            "give its folder as path: in the yaml"
+        )
     if place is None:
         raise InputError(f"{file}: {given} is neither of {', '.join(map(str, places))}; correct the line")
     if place.is_dir():
-        return sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+        found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+        refuse_outside(file, given, found, folders)
+        return found
     listed = [line.strip() for line in read_lines(place) if line.strip()]
     found = [_listed(place, line, root) for line in listed]
     missing = [line for line, path in zip(listed, found, strict=True) if path is None]
     if missing:
         raise InputError(f"{place}: {len(missing)} of {len(listed)} pictures are missing: {listing(missing)}")
-    return [path for path in found if path]
+    pictures = [path for path in found if path]
+    refuse_outside(place, "a line", pictures, folders)
+    return pictures
+
+
+def _text(file: Path, field: str, value: Any) -> str:
+    """Return the text of a field that names a place."""
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{file}: {field} holds a {type(value).__name__}; expected a folder's or a list's name")
+    return str(value)
+
+
+def _exists(place: Path) -> bool:
+    """Say whether a folder or a plain file is there."""
+    try:
+        return place.is_dir() or place.is_file()
+    except (OSError, ValueError):  # a name that no disk can hold
+        return False
 
 
 def _listed(place: Path, line: str, root: Path) -> Path | None:
     """Return the picture that a line of a list names, from the data set's root or from beside the list."""
     candidates = (root / line, place.parent / line)
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if is_file(path)), None)
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file."""
+    """Return the lines of a text file; a link out of its own folder is refused."""
+    refuse_outside(path, "the file itself", [path], [path.parent])
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -201,7 +254,7 @@ def upright_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path}: not an image that can be read ({error})") from None
     return (width, height) if turned else (height, width)
 

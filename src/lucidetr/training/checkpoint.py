@@ -2,11 +2,16 @@
 
 RUN/best.safetensors and RUN/last.safetensors are models to use: weights, and the card that says how to build them.
 RUN/checkpoints/step-N.safetensors hold everything needed to go on with step N + 1, and nothing else needs them.
+Each has a manifest beside it, step-N.json, written last: without one, the save was not finished.
 """
 
+import errno
+import hashlib
 import json
 import os
 import re
+import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,31 +27,88 @@ from lucidetr.fields import from_dict, to_dict
 
 MODEL_FILES = ("best.safetensors", "last.safetensors")  # in the order of preference
 KEPT = 2  # training checkpoints
+TRANSIENT = (errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)  # a network drive may do better a moment later
+PAUSE = 1.0  # seconds
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a file beside its place, then move it there: a reader finds the old one or the new one, never half."""
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-    write_atomically(path, content)
+    write_atomically(path, packed(tensors, metadata))
+
+
+def packed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return the bytes of a safetensors file."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write bytes to a temporary file, flush them to the disk, and rename; a full disk is said in plain words."""
+    """Write bytes to a temporary file, flush them to the disk, rename, flush the folder; tell a failure in plain words.
+
+    What cannot fit is not begun. A fault that may pass is tried once more.
+    """
+    try:
+        try:
+            _write(path, content)
+        except OSError as error:
+            if error.errno not in TRANSIENT:
+                raise
+            time.sleep(PAUSE)
+            _write(path, content)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}): {len(content):,} bytes are needed{_room(path.parent)}; "
+            "free some space or choose another folder. What was saved before is unharmed"
+        ) from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that at every moment, power cuts included, the old or the new one is whole in its place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _flush_folder(path.parent.parent)
+        if (free := free_bytes(path.parent)) is not None and free < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with open(temporary, "wb") as file:
-            file.write(content)
+            if file.write(content) != len(content):
+                raise OSError(errno.EIO, "only a part was written")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+        _flush_folder(path.parent)
+    except OSError:
         with suppress(OSError):  # where the folder itself is none, there is nothing to tidy
             temporary.unlink()
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}): {len(content):,} bytes are needed; "
-            "free some space or choose another folder. What was saved before is unharmed"
-        ) from None
+        raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring a folder's list of names to the disk: without it, a power cut can undo a rename."""
+    if os.name != "posix":
+        return  # Windows cannot open a folder
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives know no such call
+            raise
+    finally:
+        os.close(handle)
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Return the free space on a folder's disk, None where the disk does not say."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return usage.free if usage.total else None
+
+
+def _room(folder: Path) -> str:
+    free = free_bytes(folder)
+    return "" if free is None else f", {free:,} are free"
 
 
 def save_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:
@@ -54,6 +116,7 @@ def save_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:
     text = json.dumps(to_dict(card), indent=2)
     save_tensors(path, state, {"card": text})
     write_atomically(path.with_suffix(".json"), text.encode())
+    _remove_leftovers(path.parent, f".{path.stem}.")
 
 
 def has_card(path: Path) -> bool:
@@ -81,10 +144,24 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         raise InputError(
             f"{path}: these weights carry no lucidetr card; turn other weights into a model by lucidetr convert"
         )
-    values = json.loads(metadata["card"])
-    if values.get("schema", 0) > CARD_SCHEMA:
-        raise InputError(f"{path}: written by a newer lucidetr (schema {values['schema']}); upgrade to read it")
-    return tensors, from_dict(ModelCard, values)
+    return tensors, _read_card(path, metadata["card"])
+
+
+def _read_card(path: Path, text: str) -> ModelCard:
+    """Return the card in a model file; one that cannot be read is an InputError that names the file."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: its card is not readable JSON ({type(error).__name__}); get the file anew") from None
+    schema = values.get("schema", 0) if isinstance(values, dict) else None
+    if type(schema) is not int:
+        raise InputError(f"{path}: its card is no card of ours (schema {str(schema)[:50]}); get the file anew")
+    if schema > CARD_SCHEMA:
+        raise InputError(f"{path}: written by a newer lucidetr (schema {schema}); upgrade to read it")
+    try:
+        return from_dict(ModelCard, values)
+    except (InputError, OverflowError, RecursionError) as error:
+        raise InputError(f"{path}: its card cannot be used: {error}") from None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -99,28 +176,88 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_training(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write a training checkpoint and remove all but the newest few."""
-    save_tensors(folder / f"step-{step:08d}.safetensors", tensors, {"state": json.dumps(state)})
-    for _, old in sorted(training_checkpoints(folder))[:-KEPT]:
-        old.unlink()
+    """Write a training checkpoint, then its manifest; only then remove all but the newest few.
+
+    The one just written always stays. Of the others those with a manifest go before those without, then the
+    higher step counts: after a damaged checkpoint was passed over, higher steps can be worth less.
+    """
+    path = folder / f"step-{step:08d}.safetensors"
+    content = packed(tensors, {"state": json.dumps(state)})
+    manifest = _manifest(path, len(content), hashlib.sha256(content).hexdigest())
+    write_atomically(path, content)
+    write_atomically(path.with_suffix(".json"), json.dumps(manifest).encode())
+    others = [(file.with_suffix(".json").is_file(), number, file) for number, file in training_checkpoints(folder)]
+    for *_, old in sorted(each for each in others if each[-1] != path)[: -(KEPT - 1)]:
+        for file in (old.with_suffix(".json"), old):  # its manifest first: half removed, it no longer counts
+            with suppress(OSError):  # what was to be saved is saved; the next save tries again
+                file.unlink(missing_ok=True)
+    _remove_leftovers(folder, ".step-")
+
+
+def _remove_leftovers(folder: Path, start: str) -> None:
+    """Remove the temporary files that killed processes have left."""
+    for file in folder.iterdir():
+        if file.name.startswith(start) and file.suffix == ".tmp":
+            with suppress(OSError):
+                file.unlink()
+
+
+def _manifest(path: Path, length: int, digest: str) -> dict[str, Any]:
+    """Return what a checkpoint's manifest says: whose it is, and what the file holds."""
+    return {"schema": 1, "file": path.name, "bytes": length, "sha256": digest}
+
+
+def check_training(path: Path) -> None:
+    """Compare a training checkpoint with its manifest; any difference is an InputError that names the file.
+
+    One without a manifest passes where no checkpoint of the folder has one: it was written before there were
+    manifests, or is the first of a run, killed between the two. Otherwise it was not finished, and is refused.
+    """
+    written = path.with_suffix(".json")
+    if not written.is_file():
+        if any(file.with_suffix(".json").is_file() for _, file in training_checkpoints(path.parent)):
+            raise InputError(f"{path}: it has no manifest {written.name}: its save was not finished")
+        return
+    if not path.is_file():
+        raise InputError(f"{path}: it is missing, though its manifest {written.name} is there")
+    try:
+        said = json.loads(written.read_bytes())
+        with open(path, "rb") as file:
+            found = _manifest(path, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: it or its manifest {written.name} cannot be read ({error})") from None
+    if said != found:
+        fields = [key for key in found if not isinstance(said, dict) or said.get(key) != found[key]]
+        differ = f"{', '.join(fields) or 'fields'} differ"
+        raise InputError(f"{path}: it is not what its manifest {written.name} says: {differ}")
 
 
 def training_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Return (step, file) of the training checkpoints in a folder."""
-    files = folder.glob("step-*.safetensors")
+    """Return (step, file) of the training checkpoints in a folder; a manifest alone counts, its file may be missing."""
+    kinds = ("step-*.safetensors", "step-*.json")
+    files = {file.with_suffix(".safetensors") for kind in kinds for file in folder.glob(kind)}
     found = ((re.fullmatch(r"step-(\d+)", file.stem), file) for file in files)
     return [(int(match[1]), file) for match, file in found if match]
 
 
 def load_newest_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """Read the training checkpoint of the highest step number that can be read, and name those passed over."""
+    """Read the sound training checkpoint of the highest step number; the notes name those passed over.
+
+    The clock is never asked: copied files have any date.
+    """
     notes: list[str] = []
     for _, path in sorted(training_checkpoints(folder), reverse=True):
         try:
+            check_training(path)
             tensors, metadata = load_tensors(path)
-            return tensors, json.loads(metadata["state"]), notes
-        except (InputError, KeyError, ValueError) as error:
-            notes.append(f"passed over a damaged checkpoint: {error}")
+            state = json.loads(metadata["state"])
+        except (InputError, KeyError, ValueError, RecursionError) as error:
+            place = "" if str(path) in str(error) else f"{path}: "
+            notes.append(f"passed over a damaged checkpoint: {place}{error}")
+            continue
+        if not path.with_suffix(".json").is_file():
+            notes.append(f"{path} has no manifest: whether it is what was written cannot be checked")
+        return tensors, state, notes
     raise InputError(f"{folder}: no checkpoint in it can be read: {'; '.join(notes)}")
 
 

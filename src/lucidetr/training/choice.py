@@ -32,7 +32,7 @@ MEMBERS = (
     Member("lucid-m", low=512, high=640, crowd=math.inf, needs_gpu=True),
 )
 MANY_IMAGES = 20_000
-SLOW_SIDE, SLOW_CROWD = 224, 60  # as far as lucid-xs goes where a processor computes float32 alone
+SLOW_SIDE = 224  # as far as lucid-xs goes where a processor computes float32 alone
 HANDED = {"left", "right"}
 
 
@@ -54,7 +54,7 @@ def choose(annotations: Annotations, gpu: bool, slow: bool = False) -> tuple[Tra
 
     usable = [member for member in MEMBERS if gpu or not member.needs_gpu]
     member = next((m for m in usable if wanted <= m.high and most <= m.crowd), usable[-1])
-    if slow and not gpu and most <= SLOW_CROWD:
+    if slow and not gpu and most <= MEMBERS[0].crowd:
         member = MEMBERS[0]._replace(high=SLOW_SIDE)
     name = member.name
     reasons = [
