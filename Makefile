@@ -2,6 +2,8 @@
 .PHONY: setup demo test test-long check format bench clean
 PYTHON ?= python3
 BIN := .venv/bin
+# each test process computes with one thread; tests of one file share what they trained
+PROCESSES ?= --numprocesses 2 --dist loadfile
 
 setup: .venv/installed
 
@@ -15,17 +17,17 @@ demo: setup
 	$(BIN)/lucidetr demo
 
 test: setup
-	$(BIN)/pytest -m 'not slow and not record'
+	$(BIN)/pytest $(PROCESSES) -m 'not slow and not record'
 
 test-long: setup
-	$(BIN)/pytest -m 'slow and not record'
+	$(BIN)/pytest $(PROCESSES) -m 'slow and not record'
 
 check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m 'not slow and not record'
+	$(BIN)/pytest -q $(PROCESSES) -m 'not slow and not record'
 
 format: setup
 	$(BIN)/ruff check --fix
