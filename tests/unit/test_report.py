@@ -15,7 +15,7 @@ from lucidetr.data.dataset import open_dataset
 from lucidetr.errors import InputError
 from lucidetr.inspection import card, course, gradients, report, weights
 from lucidetr.inspection.material import Material, open_run
-from lucidetr.inspection.page import INK, Figure, Section, as_svg, chart
+from lucidetr.inspection.page import INK, Figure, Section, as_svg, chart, written
 from lucidetr.models.detr import DETR
 from lucidetr.models.size import measure
 from lucidetr.recipes import RECIPES
@@ -272,3 +272,12 @@ def test_data_are_counted(material):
 def test_categories_speak_their_own_names():
     names = Categories(ids=(7, 9), names=("cat", "dog"))
     assert card.show(names.names) == "cat, dog"
+
+
+def test_a_power_of_ten_is_drawn_as_one_and_a_dollar_as_a_dollar():
+    def draw(figure):
+        figure.subplots().set(yscale="log", ylim=(1e-3, 1), title=written("coin_$1_to_$5"))
+
+    svg = as_svg(chart(3, 2, draw), "one", "title")
+    assert "mathdefault" not in svg
+    assert "coin_$1_to_$5" in svg

@@ -13,7 +13,7 @@ from lucidetr.drawing import colour
 from lucidetr.inspection import matching
 from lucidetr.inspection.material import Material
 from lucidetr.inspection.microscope import View, kept, look
-from lucidetr.inspection.page import Figure, Section, chart
+from lucidetr.inspection.page import Figure, Section, chart, written
 
 UNIFORM = 0.95  # of the largest entropy: as good as looking everywhere
 SILENT = 0.9  # of a feed-forward's hidden units
@@ -121,7 +121,7 @@ def draw_found(axes: Any, view: View, queries: Sequence[int]) -> None:
     show(axes, view)
     for query in reversed(queries):
         label = int(view.labels[-1, query])
-        caption = f"{view.categories.names[label]} {view.scores[-1, query]:.2f}"
+        caption = f"{written(view.categories.names[label])} {view.scores[-1, query]:.2f}"
         outline(axes, view.boxes_cxcywh[-1, query], ink(label), caption, linewidth=1.5)
     axes.set_title("found", fontsize=9)
 
@@ -130,7 +130,7 @@ def draw_truth(axes: Any, view: View) -> None:
     """Draw the objects as they are in the data."""
     show(axes, view)
     for box, label in zip(view.objects_cxcywh, view.object_labels.tolist(), strict=True):
-        outline(axes, box, ink(label), view.categories.names[label], linewidth=1.5)
+        outline(axes, box, ink(label), written(view.categories.names[label]), linewidth=1.5)
     axes.set_title("true", fontsize=9)
 
 
@@ -161,7 +161,7 @@ def draw_cross_attention(drawn: Any, view: View, queries: Sequence[int], layers:
             outline(axes, view.boxes_cxcywh[first + layer, query], "tab:cyan")
         row[0].set_ylabel(f"layer {layer + 1}")
     for axes, query in zip(panels[0], queries, strict=True):
-        axes.set_title(f"query {query}: {view.categories.names[view.labels[-1, query]]}", fontsize=8)
+        axes.set_title(f"query {query}: {written(view.categories.names[view.labels[-1, query]])}", fontsize=8)
 
 
 def draw_heads(drawn: Any, view: View, query: int, layer: int = -1) -> None:
@@ -192,7 +192,7 @@ def draw_boxes_by_layer(axes: Any, view: View, queries: Sequence[int]) -> None:
 def draw_classes_by_layer(axes: Any, view: View, queries: Sequence[int]) -> None:
     """Draw the score of each query's final class after every layer."""
     for rank, course in enumerate(course_of_scores(view, queries).T):
-        name = view.categories.names[view.labels[-1, queries[rank]]]
+        name = written(view.categories.names[view.labels[-1, queries[rank]]])
         axes.plot(course, color=TAB[rank % len(TAB)], marker="o", markersize=3, label=f"query {queries[rank]}: {name}")
     axes.set_xticks(range(len(view.logits)), view.row_names, rotation=30, ha="right")
     axes.set(ylim=(-0.02, 1.02), ylabel="score of the final class")

@@ -18,7 +18,7 @@ from lucidetr.data.annotations import Annotations
 from lucidetr.evaluation.coco import MEANING
 from lucidetr.fields import difference
 from lucidetr.inspection.material import Material
-from lucidetr.inspection.page import Figure, Section, chart
+from lucidetr.inspection.page import Figure, Section, chart, written
 from lucidetr.models.detr import DETR
 from lucidetr.models.size import PARTS, measure, parameters_by_part, part_of
 from lucidetr.recipes import RECIPES
@@ -148,7 +148,7 @@ def draw_data(made: Chart, train: DataSummary, val: DataSummary) -> None:
     for each, colour, shift in ((train, "tab:blue", -0.2), (val, "tab:orange", 0.2)):
         shares = 100 * each.class_counts[order] / max(each.class_counts.sum(), 1)
         classes.barh(places + shift, shares, height=0.4, color=colour)
-    classes.set_yticks(places, [train.names[i] for i in order], fontsize=7)
+    classes.set_yticks(places, [written(train.names[i]) for i in order], fontsize=7)
     classes.invert_yaxis()
     classes.set(title="Classes", xlabel="% of the objects")
     most = int(max(train.objects_per_image.max(initial=0), val.objects_per_image.max(initial=0)))

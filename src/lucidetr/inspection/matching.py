@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lucidetr.inspection.microscope import NOBODY, PARTS, View
-from lucidetr.inspection.page import Figure, chart
+from lucidetr.inspection.page import Figure, chart, written
 
 CLOSE = 0.01  # of the range of an object's costs: a rival this near can take the object at the next step
 COLOURS = ("tab:blue", "tab:orange", "tab:green")  # of the parts, as the terms of the loss
@@ -58,7 +58,7 @@ def draw_rivals(axes: Any, view: View, found: list[Rivals]) -> None:
     floor = np.min([each.parts.min(0) for each in found], axis=0)
     places, captions, at = [], [], 0
     for each in found:
-        name = view.categories.names[view.object_labels[each.object]]
+        name = written(view.categories.names[view.object_labels[each.object]])
         axes.text(at - 0.4, 1.02, name, transform=axes.get_xaxis_transform())
         for rank, (query, parts) in enumerate(zip(each.queries.tolist(), each.parts - floor, strict=True)):
             for part, colour in enumerate(COLOURS):
@@ -83,7 +83,7 @@ def draw_assignment(axes: Any, view: View, objects: list[int]) -> None:
             same = query == view.assignment[-1, thing]
             text = "–" if query == NOBODY else str(query)
             axes.text(layer, row, text, color="tab:blue" if same else "tab:red", ha="center", va="center")
-    names = [view.categories.names[view.object_labels[thing]] for thing in objects]
+    names = [written(view.categories.names[view.object_labels[thing]]) for thing in objects]
     axes.set(xlim=(-0.5, len(view.assignment) - 0.5), ylim=(len(objects) - 0.5, -0.5))
     axes.set_xticks(range(len(view.assignment)), view.row_names, rotation=30, ha="right", fontsize=7)
     axes.set_yticks(range(len(objects)), names)

@@ -28,7 +28,6 @@ STYLE = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
     "legend.frameon": False,
-    "text.parse_math": False,  # a $ in a category's name is a dollar
     **dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK
     ),
@@ -61,12 +60,12 @@ class Section:
 
 
 def written(name: str) -> str:
-    """Return a category's name as a legend shows it: one that begins with _ would be left out of it.
+    """Return a category's name as matplotlib draws it: $ is no formula, and _ at the start does not hide it.
 
     >>> written("_background_"), written("cat")
     (' _background_', 'cat')
     """
-    return (" " if name.startswith("_") else "") + name
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def chart(width: float, height: float, draw: Callable[[Chart], Any]) -> Chart:
