@@ -17,16 +17,23 @@ def draw_sheet(dataset: Dataset, number: int, seed: int) -> Image.Image:
     """Return a sheet of up to `number` images drawn at random, each with boxes and category names."""
     number = min(number, len(dataset))
     chosen = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:number]).tolist()
-    columns = max(round(float(np.sqrt(number * 4 / 3))), 1)
-    rows = -(-number // columns)
-    cells = [draw_truth(dataset, index) for index in chosen]
-    for cell in cells:
-        cell.thumbnail((CELL, CELL))
-    tallest = max(cell.height for cell in cells)
-    sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP, rows * (tallest + GAP) + GAP), PAPER)
-    for place, cell in enumerate(cells):
-        row, column = divmod(place, columns)
-        sheet.paste(cell, (GAP + column * (CELL + GAP), GAP + row * (tallest + GAP)))
+    return arrange([draw_truth(dataset, index) for index in chosen], CELL, CELL)
+
+
+def arrange(pictures: list[Image.Image], cell: int, column: int = 0) -> Image.Image:
+    """Return a sheet of pictures, shrunk in place to at most `cell` pixels a side, about four columns to three rows.
+
+    Columns are `column` pixels wide, or as wide as the widest picture.
+    """
+    for picture in pictures:
+        picture.thumbnail((cell, cell))
+    columns = max(round(float(np.sqrt(len(pictures) * 4 / 3))), 1)
+    rows = -(-len(pictures) // columns)
+    width = (column or max(picture.width for picture in pictures)) + GAP
+    height = max(picture.height for picture in pictures) + GAP
+    sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), PAPER)
+    for place, picture in enumerate(pictures):
+        sheet.paste(picture, (GAP + place % columns * width, GAP + place // columns * height))
     return sheet
 
 

@@ -9,9 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure as Chart
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from lucidetr.config import TrainConfig
 from lucidetr.data.annotations import Annotations
@@ -19,8 +16,7 @@ from lucidetr.evaluation.coco import MEANING
 from lucidetr.fields import difference
 from lucidetr.inspection.material import Material
 from lucidetr.inspection.page import Figure, Section, chart, written
-from lucidetr.models.detr import DETR
-from lucidetr.models.size import PARTS, measure, parameters_by_part, part_of
+from lucidetr.models.size import PARTS, count_operations, measure, parameters_by_part, part_of
 from lucidetr.recipes import RECIPES
 from lucidetr.training.run_log import read_json
 
@@ -73,12 +69,7 @@ def summarise_data(annotations: Annotations) -> DataSummary:
 @torch.no_grad()
 def operations_by_part(config: TrainConfig) -> dict[str, float]:
     """Return the GFLOPs of each part for one picture at the recipe's largest size, counted as `measure` does."""
-    side = config.images.size
-    height, width = (side, side) if config.images.resize == "square" else (side, config.images.max_size)
-    with FakeTensorMode():
-        model = DETR(config.model).eval().requires_grad_(False)
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            model(torch.zeros(1, 3, height, width), torch.zeros(1, height, width, dtype=torch.bool))
+    counter, _ = count_operations(config)
     parts: Counter[str] = Counter()
     whole: list[str] = []  # the largest modules that are of one part: none of them is called inside another
     for name, each in sorted(counter.get_flop_counts().items(), key=lambda item: len(item[0])):

@@ -25,8 +25,8 @@ class Size:
 
 
 @torch.no_grad()
-def measure(config: TrainConfig) -> Size:
-    """Return the size of a recipe's model."""
+def count_operations(config: TrainConfig) -> tuple[FlopCounterMode, dict[str, int]]:
+    """Return what a recipe's model computes for a picture, by module, and the size of each parameter by name."""
     side = config.images.size
     height, width = (side, side) if config.images.resize == "square" else (side, config.images.max_size)
     with FakeTensorMode():
@@ -35,6 +35,12 @@ def measure(config: TrainConfig) -> Size:
         # the counter does not know a CPU's fused attention, but the two matrix products that it is made of
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             model(torch.zeros(1, 3, height, width), torch.zeros(1, height, width, dtype=torch.bool))
+    return counter, sizes
+
+
+def measure(config: TrainConfig) -> Size:
+    """Return the size of a recipe's model."""
+    counter, sizes = count_operations(config)
     frozen = sum(size for name, size in sizes.items() if any(name.startswith(f"{part}.") for part in config.freeze))
     total = sum(sizes.values())
     return Size(total, total - frozen, counter.get_total_flops() / 1e9)

@@ -23,7 +23,7 @@ from lucidetr.data.annotations import Annotations
 from lucidetr.data.batching import build_augmentation, training_steps
 from lucidetr.data.dataset import Dataset
 from lucidetr.data.preprocessing import resized_size
-from lucidetr.data.sheet import CELL, GAP, PAPER
+from lucidetr.data.sheet import CELL, arrange
 from lucidetr.drawing import draw_boxes
 from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import evaluate
@@ -119,17 +119,7 @@ def first_batch(config: TrainConfig, dataset: Dataset) -> list[Batch]:
 
 def draw_batch(parts: list[Batch], images: ImageConfig, names: tuple[str, ...]) -> Image.Image:
     """Return a sheet of the first images of a batch, padding included, with boxes and category names."""
-    cells = [cell for part in parts for cell in draw_part(part, images, names)][:DRAWN]
-    for cell in cells:
-        cell.thumbnail((CELL, CELL))
-    columns = max(round(float(np.sqrt(len(cells) * 4 / 3))), 1)
-    rows = -(-len(cells) // columns)
-    width, height = max(cell.width for cell in cells) + GAP, max(cell.height for cell in cells) + GAP
-    sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), PAPER)
-    for place, cell in enumerate(cells):
-        row, column = divmod(place, columns)
-        sheet.paste(cell, (GAP + column * width, GAP + row * height))
-    return sheet
+    return arrange([cell for part in parts for cell in draw_part(part, images, names)][:DRAWN], CELL)
 
 
 def draw_part(part: Batch, images: ImageConfig, names: tuple[str, ...]) -> Iterator[Image.Image]:

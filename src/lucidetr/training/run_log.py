@@ -98,16 +98,8 @@ class RunLog:
         starts = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else []
         write_atomically(folder / "run.json", json.dumps([*starts, description], indent=2).encode())
         write_atomically(folder / "config.json", json.dumps(to_dict(asked), indent=2).encode())
-        self._forget_after(step)
+        drop_lines_after(self.path, step)
         self.board = SummaryWriter(str(folder), purge_step=step + 1)
-
-    def _forget_after(self, step: int) -> None:
-        """Drop the lines of steps that were not saved: they are about to be done again."""
-        if not self.path.is_file():
-            return
-        lines = read_metrics(self.path.parent)
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
-        write_atomically(self.path, "".join(kept).encode())
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line; numbers go to TensorBoard too, lists by their index."""
@@ -142,8 +134,19 @@ class NoLog:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.jsonl."""
-    path = folder / "metrics.jsonl"
+    return read_lines(folder / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file that a run appends to, oldest first; none where there is no such file."""
     if not path.is_file():
         return []
     *whole, _ = path.read_text(encoding="utf-8").split("\n")  # a killed run can leave half a last line
     return [json.loads(line) for line in whole]
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Drop the lines of later steps, and half a last one: those steps were not saved and are about to be done again."""
+    if path.is_file():
+        kept = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step]
+        write_atomically(path, "".join(kept).encode())

@@ -21,7 +21,7 @@ from lucidetr.boxes import cxcywh_to_xyxy, iou
 from lucidetr.config import ModelConfig
 from lucidetr.errors import InputError
 from lucidetr.structures import Assignment, Batch, Predictions
-from lucidetr.training.checkpoint import write_atomically
+from lucidetr.training.run_log import drop_lines_after, read_lines
 
 FILE = "statistics.jsonl"
 BINS = 32
@@ -33,18 +33,12 @@ NOBODY = -1  # the query of an object that none was matched to
 
 def read_statistics(run: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's statistics.jsonl, oldest first; none where there is no such file."""
-    path = run / FILE
-    if not path.is_file():
-        return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")  # a killed run can leave half a last line
-    return [json.loads(line) for line in whole]
+    return read_lines(run / FILE)
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Drop the lines of later steps, and half a last one: those steps were not saved and are about to be done again."""
-    if (run / FILE).is_file():
-        kept = [json.dumps(line) + "\n" for line in read_statistics(run) if line["step"] <= step]
-        write_atomically(run / FILE, "".join(kept).encode())
+    """Drop the lines of later steps, and half a last one."""
+    drop_lines_after(run / FILE, step)
 
 
 class Recorder:
