@@ -52,7 +52,14 @@ def demo(out: Path, minutes: float, source: str) -> None:
 
     detector = load(run)
     _, scenes, _ = open_training_data(config)
-    found = detect(detector.model, scenes, detector.card.images, detector.card.categories, batch=config.batch)
+    found = detect(
+        detector.quick,
+        scenes,
+        detector.card.images,
+        detector.card.categories,
+        batch=config.batch,
+        precision=detector.autocast,
+    )
     print_metrics(evaluate(scenes.annotations, found), "scenes that it has not seen")
     drawn = out / "predictions"
     drawn.mkdir(exist_ok=True)

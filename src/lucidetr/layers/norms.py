@@ -1,10 +1,11 @@
-"""Norms of convolutional features: frozen batch, batch, group."""
+"""Norms of convolutional features: frozen batch, batch, group; and how a fixed norm becomes part of a convolution."""
 
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -24,9 +25,40 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch channel h w"]:
         """Return (x − mean) / √(variance + eps) · weight + bias as one multiplication and one sum."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        scale, shift = scale_and_shift(self)
         return x * scale[:, None, None] + shift[:, None, None]
+
+
+def scale_and_shift(
+    norm: FrozenBatchNorm2d | nn.BatchNorm2d,
+) -> tuple[Float[Tensor, " channel"], Float[Tensor, " channel"]]:
+    """Return what a batch norm that does not learn multiplies by, and what it adds then."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def normed(
+    convolution: nn.Conv2d, norm: nn.Module, x: Float[Tensor, "batch channel h w"]
+) -> Float[Tensor, "batch outputs h2 w2"]:
+    """Return norm(convolution(x)); a frozen norm scales the few weights instead of the many features.
+
+    The features pass memory once less, forward and backward, and the weights get the same gradient.
+    """
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return norm(convolution(x))
+    scale, shift = scale_and_shift(norm)
+    weight = convolution.weight * scale[:, None, None, None]
+    place = convolution.stride, convolution.padding, convolution.dilation
+    return F.conv2d(x, weight, shift, *place)
+
+
+@torch.no_grad()
+def fold(convolution: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> None:
+    """Make a batch norm part of the convolution before it, once and for all; the norm itself can be left out then."""
+    scale, shift = scale_and_shift(norm)
+    convolution.weight.mul_(scale[:, None, None, None])
+    convolution.bias = nn.Parameter(shift, requires_grad=False)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

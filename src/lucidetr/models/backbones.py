@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lucidetr.config import BackboneConfig
-from lucidetr.layers.norms import NORMS
+from lucidetr.layers.norms import NORMS, normed
 
 Norm = Callable[[int], nn.Module]
 
@@ -32,7 +32,7 @@ class Shortcut(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h2 w2"]:
         """Return the input as the block's output can be added to it."""
-        return self.norm(self.conv(x))
+        return normed(self.conv, self.norm, x)
 
 
 def shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
@@ -56,8 +56,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h2 w2"]:
         """Return relu(shortcut(x) + two convolutions of x)."""
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y))
+        y = F.relu(normed(self.conv1, self.norm1, x))
+        y = normed(self.conv2, self.norm2, y)
         return F.relu(y + self.shortcut(x))
 
 
@@ -79,9 +79,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h2 w2"]:
         """Return relu(shortcut(x) + three convolutions of x)."""
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = F.relu(self.norm2(self.conv2(y)))
-        y = self.norm3(self.conv3(y))
+        y = F.relu(normed(self.conv1, self.norm1, x))
+        y = F.relu(normed(self.conv2, self.norm2, y))
+        y = normed(self.conv3, self.norm3, y)
         return F.relu(y + self.shortcut(x))
 
 
@@ -95,7 +95,7 @@ class Stem(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channel h w"]:
         """Return features at stride 4."""
-        return F.max_pool2d(F.relu(self.norm(self.conv(images))), kernel_size=3, stride=2, padding=1)
+        return F.max_pool2d(F.relu(normed(self.conv, self.norm, images)), kernel_size=3, stride=2, padding=1)
 
 
 DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {

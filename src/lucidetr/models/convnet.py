@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lucidetr.config import BackboneConfig
-from lucidetr.layers.norms import NORMS
+from lucidetr.layers.norms import NORMS, normed
 from lucidetr.models.backbones import BasicBlock, Norm, convolution
 
 GROWTH = (2, 4, 4, 8)  # channels of the stages, in units of the stem's
@@ -24,7 +24,7 @@ class Halving(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h2 w2"]:
         """Return relu(norm(conv(x)))."""
-        return F.relu(self.norm(self.conv(x)))
+        return F.relu(normed(self.conv, self.norm, x))
 
 
 class ConvStage(nn.Module):
