@@ -296,7 +296,13 @@ class TrainConfig:
     batch: int = 16
     """Images per optimiser step, over all machines and processes; their number must divide it."""
     micro_batch: int = 2
-    """Images per forward pass of one process; the batch is reached by accumulating gradients."""
+    """Images per forward pass of one process; the batch is reached by accumulating gradients. 0: as many as fit into
+    the memory."""
+    recompute: bool = False
+    """Keep only the input of each stage and layer for the backward pass: several times less memory for a third more
+    time."""
+    compile: bool = False
+    """Let torch.compile write the network's code: minutes at the start, faster steps on a GPU."""
     weights: str = ""
     """Start from these: a run or model of ours, a facebookresearch or torchvision .pth, a Hugging Face folder, the
     word efficientnet-lite0 (extra "pretrained"), or an https address (with --weights-sha256). Full detectors and
@@ -333,9 +339,9 @@ class TrainConfig:
     """Go on from the newest checkpoint in --out (or start when there is none)."""
 
     def __post_init__(self):
-        counts: dict[str, tuple[float, float]] = dict.fromkeys(("batch", "micro_batch", "evaluations"), (1, HUGE))
+        counts: dict[str, tuple[float, float]] = dict.fromkeys(("batch", "evaluations"), (1, HUGE))
         rest: dict[str, tuple[float, float]] = dict.fromkeys(
-            ("overfit", "seed", "workers", "statistics"), (0, 2**31 - 1)
+            ("overfit", "seed", "workers", "statistics", "micro_batch"), (0, 2**31 - 1)
         )
         check_ranges(
             self,

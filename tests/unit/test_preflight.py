@@ -13,7 +13,7 @@ from lucidetr.data.dataset import open_dataset
 from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import RECIPES, from_scratch
-from lucidetr.training import loop, preflight
+from lucidetr.training import loop, memory, preflight
 from lucidetr.training.checkpoint import load_tensors
 from lucidetr.training.run_log import read_metrics
 from run_tools import TINY, tiny
@@ -161,7 +161,7 @@ SIZES = np.array([[480, 640], [640, 480], [100, 400]])
 def test_the_largest_batch_is_as_high_as_the_highest_and_as_wide_as_the_widest(changes, expected):
     plain = AugmentationConfig(crop=0.0, scales=())
     base = {"images": ImageConfig(size=480, max_size=853), "augmentation": plain, "micro_batch": 2}
-    assert preflight.largest_size(replace(tiny("nowhere"), **(base | changes)), SIZES) == expected
+    assert memory.largest_size(replace(tiny("nowhere"), **(base | changes)), SIZES) == expected
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "222m" not in name])
@@ -175,7 +175,7 @@ def test_every_recipe_gives_a_gradient_to_all_that_learns(name):
     config = replace(config, images=replace(config.images, **size), augmentation=AugmentationConfig(scales=(), crop=0))
     torch.manual_seed(0)
     annotations = open_dataset(TINY, "train").annotations
-    batch = preflight.largest_batch(config, annotations)
+    batch = memory.largest_batch(config, annotations, config.micro_batch)
     assert list(preflight.odd_gradients(config, DETR(config.model).train(), batch, nullcontext)) == []
 
 

@@ -45,10 +45,12 @@ from lucidetr.training.ema import MovingAverage
 from lucidetr.training.engine import FAST, Engine
 from lucidetr.training.guards import FiniteGuard, find_stall, skip_sentence, stall_sentence
 from lucidetr.training.interrupt import Interruption, Stopped
+from lucidetr.training.memory import fitting_micro_batch
 from lucidetr.training.optimiser import build_optimiser, freeze, learning_mode, rate, set_rate
 from lucidetr.training.precision import autocast, choose_precision
 from lucidetr.training.preflight import preflight
 from lucidetr.training.progress import ProgressLine, duration
+from lucidetr.training.recompute import recompute
 from lucidetr.training.run_log import NoLog, RunLog, as_it_began, describe_run, prepare_folder, read_metrics
 from lucidetr.training.start import load_start, settle
 from lucidetr.training.statistics import Recorder, forget_after
@@ -100,7 +102,12 @@ class Run:
             line.say(note)
         self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         freeze(self.model, config.freeze)
-        self.forward = parallel(self.model, ranks)
+        if config.recompute:
+            recompute(self.model)  # type: ignore[arg-type]
+        if not config.micro_batch:
+            config = self.config = self.fill_memory(config)
+        computing: Any = torch.compile(self.model) if config.compile else self.model
+        self.forward = parallel(computing, ranks)
         self.optimiser = build_optimiser(self.model, config.optimiser)
         horizon = config.optimiser.ema
         self.average = MovingAverage(self.model, horizon) if horizon else None
@@ -119,6 +126,12 @@ class Run:
         self.introduce()
         if asked.resume:
             line.say(f"resumed after step {self.clock.step}" if resumes else "nothing to resume: starting at step 0")
+
+    def fill_memory(self, config: TrainConfig) -> TrainConfig:
+        """Return the config with as many images in a forward pass as fit; on every rank the same, the fewest."""
+        annotations, share = self.train_set.annotations, check_share(config.batch, self.ranks)
+        fits = fitting_micro_batch(config, self.model, annotations, self.autocast, share)
+        return replace(config, micro_batch=min(self.ranks.gather([fits])))
 
     def introduce(self) -> None:
         """Say what is trained, on what, and how the batch is cut."""

@@ -2,27 +2,22 @@
 
 import copy
 import io
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
 from lucidetr.boxes import cxcywh_to_xyxy
 from lucidetr.config import ImageConfig, ModelConfig, TrainConfig
-from lucidetr.criterion.denoising import draw_hints
-from lucidetr.criterion.set_loss import normalisers
 from lucidetr.data.annotations import Annotations
 from lucidetr.data.batching import build_augmentation, training_steps
 from lucidetr.data.dataset import Dataset
-from lucidetr.data.preprocessing import resized_size
 from lucidetr.data.sheet import CELL, arrange
 from lucidetr.drawing import draw_boxes
 from lucidetr.errors import InputError
@@ -31,11 +26,10 @@ from lucidetr.evaluation.detect import detect
 from lucidetr.models.detr import DETR
 from lucidetr.structures import Batch
 from lucidetr.training.checkpoint import write_atomically
-from lucidetr.training.engine import FAST
 from lucidetr.training.guards import is_papers
+from lucidetr.training.memory import Precision, backward, is_out_of_memory, largest_batch, peak_memory
 from lucidetr.training.optimiser import build_optimiser, freeze, learning_mode, set_rate
 
-Precision = Callable[[], AbstractContextManager]
 DRAWN = 16  # images of the first batch
 COMPARED = 4  # images whose pixels are compared
 SAME = 1e-5  # predictions that differ by less, as a share of the largest, are the same
@@ -66,7 +60,7 @@ def preflight(
         for note in (*odd_pixels(dataset, parts[0]), *odd_predictions(trial, parts[0])):
             say(f"warning: {note}")
         learning_mode(trial, config.freeze)
-        batch = largest_batch(config, dataset.annotations)
+        batch = largest_batch(config, dataset.annotations, config.micro_batch)
         count, (height, width) = int(batch.counts[0]), batch.images.shape[2:]
         say(f"trying the largest batch: {len(batch)} images of {width} × {height} pixels, {count} objects in each")
         for note in odd_gradients(config, trial, batch, precision):
@@ -192,42 +186,6 @@ def odd_predictions(model: nn.Module, part: Batch) -> Iterator[str]:
         )
 
 
-def largest_size(config: TrainConfig, sizes: Int[np.ndarray, "image 2"]) -> tuple[int, int]:
-    """Return the largest (height, width) of a padded batch that images of these (height, width) can come to.
-
-    A batch of several is as high as its highest image and as wide as its widest.
-    """
-    images, change = config.images, config.augmentation
-    changed = not config.overfit
-    short = max(images.size, *change.scales) if changed and change.scales else images.size
-    shapes = {resized_size(height, width, images, short) for height, width in np.unique(sizes, axis=0).tolist()}
-    if changed and change.crop and images.resize == "shortest":
-        low, high = min(change.crop_sides), max(change.crop_sides)
-        shapes |= {resized_size(low, high, images, short), resized_size(high, low, images, short)}
-    if changed and change.turn:
-        shapes |= {(width, height) for height, width in shapes}
-    if config.micro_batch == 1:
-        return max(shapes, key=lambda shape: shape[0] * shape[1])
-    return max(height for height, _ in shapes), max(width for _, width in shapes)
-
-
-def largest_batch(config: TrainConfig, annotations: Annotations) -> Batch:
-    """Return a batch of noise of the largest size there can be, each image with as many objects as the fullest."""
-    number, (height, width) = config.micro_batch, largest_size(config, annotations.sizes)
-    scenes = 4 if config.augmentation.mosaic and not config.overfit else 1
-    count = max(scenes * int(annotations.objects_per_image().max(initial=0)), 1)
-    centres, sides = 0.25 + torch.rand(number, count, 2) / 2, 0.1 + torch.rand(number, count, 2) / 4
-    return Batch(
-        images=torch.randn(number, 3, height, width),
-        padding=torch.zeros(number, height, width, dtype=torch.bool),
-        boxes_cxcywh=torch.cat([centres, sides], dim=-1),
-        labels=torch.randint(config.model.num_classes, (number, count)),
-        counts=torch.full((number,), count),
-        image_ids=(0,) * number,
-        sizes=((height, width),) * number,
-    )
-
-
 def odd_gradients(config: TrainConfig, model: nn.Module, batch: Batch, precision: Precision) -> Iterator[str]:
     """Yield a sentence about parameters that nothing reaches; a batch too large for the memory is an InputError.
 
@@ -258,33 +216,12 @@ def odd_gradients(config: TrainConfig, model: nn.Module, batch: Batch, precision
         yield f"no gradient reaches {', '.join(silent[:8])}{more}: these will not learn"
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Say whether an error means that memory is used up; torch says so of the host in words only."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
 @torch.no_grad()
 def stir(model: nn.Module) -> None:
     """Put a little noise on every parameter that learns."""
     for p in model.parameters():
         if p.requires_grad:
             p += NOISE * p.abs().mean().clamp_min(0.1) * torch.randn_like(p)
-
-
-def backward(config: TrainConfig, model: nn.Module, part: Batch, precision: Precision, counts: list[int]) -> Tensor:
-    """Return the loss of a part of a batch with those counts of objects, its gradients added to the parameters'."""
-    some, shape = next(model.parameters()), config.model
-    batch = part.to(some.device, some.dtype)
-    norm = normalisers(counts, shape.num_queries, config.loss, shape.query_groups + (shape.denoising > 0))
-    own = torch.Generator().manual_seed(config.seed)
-    noise, hints = shape.denoising, None
-    if noise:
-        hints = draw_hints(batch, shape.num_queries, shape.num_classes, noise, own)
-    with precision():
-        predictions = FAST.forward(model, batch, hints)  # type: ignore[arg-type]
-    total = FAST.loss(predictions, batch, norm, config.loss).total
-    total.backward()
-    return total.detach()
 
 
 def silent_parameters(model: nn.Module) -> list[str]:
@@ -304,21 +241,6 @@ def silent_by_nature(name: str, config: ModelConfig) -> bool:
     """
     first = config.queries == "learned" and name.startswith("decoder.layers.0.self_attention.")
     return first or name.endswith("key.bias")
-
-
-def peak_memory(device: torch.device) -> float | None:
-    """Return the most memory used so far, in gigabytes: the device's, or the whole process's on a processor.
-
-    None where the system does not say.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    try:
-        import resource
-    except ModuleNotFoundError:  # there is none on Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes or KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def learn_by_heart(config: TrainConfig, model: nn.Module, dataset: Dataset, precision: Precision) -> str:

@@ -61,6 +61,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read ({error}); without it the run cannot be used") from None
 
 
+def processor() -> str:
+    """Return how many processors of which name this machine has."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} × {names[0]}" if names else platform.processor() or platform.machine()
+
+
 def describe_run(config: TrainConfig, device: torch.device, precision: str, ranks: int = 1) -> dict[str, Any]:
     """Return how this run was started, by which code, on what machine."""
     return {
@@ -70,7 +78,7 @@ def describe_run(config: TrainConfig, device: torch.device, precision: str, rank
         "commit": _commit(),
         "versions": {"lucidetr": version("lucidetr"), **{name: version(name) for name in LIBRARIES}},
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "machine": processor(),
         "system": platform.system(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "ranks": ranks,
