@@ -3,14 +3,19 @@
 Axis names mean the same everywhere and are listed in docs/shapes.md.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lucidetr.boxes import xyxy_to_xywh
 from lucidetr.categories import Categories
+from lucidetr.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +126,18 @@ class Detections:
         """Return the user's category id of each detection."""
         return [self.categories.ids[label] for label in self.labels.tolist()]
 
-    def above(self, threshold: float) -> "Detections":
-        """Return only the detections whose score is at least `threshold`."""
-        keep = self.scores >= threshold
-        return replace(self, boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], labels=self.labels[keep])
+    def above(self, threshold: float | Float[Tensor, " category"]) -> "Detections":
+        """Return only the detections whose score is at least `threshold`: one number, or one for each label."""
+        return self.only(self.scores >= (threshold[self.labels] if isinstance(threshold, Tensor) else threshold))
+
+    def of_classes(self, names: Iterable[str]) -> "Detections":
+        """Return only the detections of some categories; a name that is not among them is an InputError."""
+        wanted = torch.tensor(labels_of(names, self.categories), dtype=torch.long)
+        return self.only(torch.isin(self.labels, wanted))
+
+    def only(self, which: Bool[Tensor, " detection"] | Int[Tensor, " _"]) -> "Detections":
+        """Return the detections where `which` is True, or those that it numbers, in its order."""
+        return replace(self, boxes_xyxy=self.boxes_xyxy[which], scores=self.scores[which], labels=self.labels[which])
 
     def to_coco(self, image_id: int) -> list[dict]:
         """Return the detections as entries of a COCO results file, with the user's own category ids."""
@@ -133,3 +146,35 @@ class Detections:
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
             for box, score, category_id in rows
         ]
+
+    def to_supervision(self) -> Any:
+        """Return the same as `supervision.Detections`: class_id is the label 0…K−1, data["class_name"] the name."""
+        return _imported("supervision").Detections(
+            xyxy=self.boxes_xyxy.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas table, a row for each detection: name, category_id, score, x0, y0, x1, y1."""
+        columns: dict[str, Any] = {"name": self.names, "category_id": self.category_ids, "score": self.scores.numpy()}
+        corners = zip(("x0", "y0", "x1", "y1"), self.boxes_xyxy.numpy().T, strict=True)
+        return _imported("pandas").DataFrame(columns | dict(corners))
+
+
+def labels_of(names: Iterable[str], categories: Categories) -> list[int]:
+    """Return the labels of category names; an unknown name is an InputError with the nearest known one."""
+    names = list(names)
+    for name in names:
+        if name not in categories.names:
+            raise InputError(f"unknown category {name!r}: {did_you_mean(name, categories.names)}")
+    return [categories.names.index(name) for name in names]
+
+
+def _imported(name: str) -> Any:
+    """Import a package that this one does without; where it is missing, say how to install it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise InputError(f"this needs {name} ({error}): pip install {name}") from None

@@ -29,6 +29,8 @@ class Options:
     batch: int = 4
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    engine: Literal["torch", "compile"] = "torch"
+    """compile: slow to start, then faster."""
 
 
 def run(arguments: list[str]) -> None:
@@ -40,18 +42,20 @@ def run(arguments: list[str]) -> None:
     from lucidetr.evaluation.coco import evaluate
     from lucidetr.evaluation.crowds import by_crowd
     from lucidetr.evaluation.detect import detect, speak
+    from lucidetr.evaluation.errors import best_threshold
     from lucidetr.evaluation.table import print_crowds, print_metrics
+    from lucidetr.evaluation.thresholds import FILE, say, to_json
     from lucidetr.training.checkpoint import write_atomically
     from lucidetr.training.progress import ProgressLine
 
-    detector = load(options.model, options.device, options.precision)
+    detector = load(options.model, options.device, options.precision, options.engine)
     folder = Path(options.model) if Path(options.model).is_dir() else Path(options.model).parent
     dataset = open_split(options, folder)
     annotations, images = dataset.annotations, len(dataset)
     line = ProgressLine()
     try:
         found = detect(
-            detector.model,
+            detector.quick,
             dataset,
             detector.card.images,
             detector.card.categories,
@@ -71,6 +75,15 @@ def run(arguments: list[str]) -> None:
         path = folder / f"{kind}-{name}.json"
         write_atomically(path, json.dumps(content, indent=1).encode())
         print(f"written: {path}")
+    best = best_threshold(annotations, found)
+    print(say(best))
+    if options.split == "val" and not options.json and (own_data(options, folder) or not trained_on(folder)):
+        path = folder / FILE  # by validation pictures alone: nothing is chosen by a test set
+        if text := to_json(best, dataset.name):
+            write_atomically(path, text.encode())
+            print(f"written: {path}, for `predict --threshold best`")
+        else:
+            path.unlink(missing_ok=True)  # what an earlier model was best at
 
 
 def own_data(options: Options, folder: Path) -> bool:

@@ -1,0 +1,204 @@
+"""What becomes of predictions: drawn pictures and videos, COCO, lines of JSON, a table, cut-out objects."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from PIL import Image
+
+from lucidetr.categories import Categories
+from lucidetr.deployment.inputs import Frame, Source, safe_names
+from lucidetr.deployment.video import DrawnVideo
+from lucidetr.drawing import draw_detections
+from lucidetr.errors import InputError
+from lucidetr.structures import Detections
+
+
+class Writer(AbstractContextManager):
+    """Take frames and what was found in them, one after the other; where that ends in an error, `close` is told so."""
+
+    name = ""  # of a file or folder below `out`; none: all of it
+
+    def __init__(self, out: Path, categories: Categories):
+        self.out, self.categories = out, categories
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        """Write what was found in a frame."""
+        raise NotImplementedError
+
+    def close(self, finished: bool) -> None:
+        """Write what is left."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(kind is None)
+
+
+class Drawn(Writer):
+    """Draw pictures, and each video as a video; they bear the names of their sources."""
+
+    def __init__(self, out: Path, categories: Categories):
+        super().__init__(out, categories)
+        self.source: Source | None = None
+        self.video: DrawnVideo | None = None
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        """Draw a picture, or append to the video."""
+        if frame.source is not self.source:
+            self.close(finished=True)
+            self.source = frame.source
+        place = self.out / frame.source.place
+        picture = draw_detections(frame.image, found)
+        if frame.rate is None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(place)
+            return
+        if not self.video:
+            self.video = DrawnVideo(place, picture, frame.rate)
+        self.video.add(picture)
+
+    def close(self, finished: bool) -> None:
+        """End the video that is being drawn, if one is."""
+        video, self.video = self.video, None
+        if video:
+            video.close(finished)
+
+
+class Lines(Writer):
+    """Append to a text file, which is NAME.partial until it is whole: of a stop, it keeps all lines before it."""
+
+    def __init__(self, out: Path, categories: Categories):
+        super().__init__(out, categories)
+        out.mkdir(parents=True, exist_ok=True)
+        self.partial = out / f"{self.name}.partial"
+        # every line reaches the disk at once; a file's name may hold bytes that are no letters
+        options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "", "buffering": 1}
+        self.file = open(self.partial, "w", **options)  # noqa: SIM115, closed by `close`
+
+    def close(self, finished: bool) -> None:
+        """Bring the file to the disk; give it its name if it is whole."""
+        with self.file:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        if finished:
+            os.replace(self.partial, self.out / self.name)
+
+
+class JsonLines(Lines):
+    """Write one line for each picture or frame, with all that was found in it."""
+
+    name = "detections.jsonl"
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        """Append a line."""
+        _, height, width = frame.image.shape
+        about = {"file": str(frame.source.file), "frame": frame.number, "seconds": frame.seconds}
+        rows = [
+            {"box_xyxy": box, "score": score, "category_id": category_id, "name": name}
+            for box, score, category_id, name in _rows(found)
+        ]
+        self.file.write(json.dumps(about | {"width": width, "height": height, "detections": rows}) + "\n")
+
+
+class Csv(Lines):
+    """Write one row for each detection."""
+
+    name = "detections.csv"
+
+    def __init__(self, out: Path, categories: Categories):
+        super().__init__(out, categories)
+        self.table = csv.writer(self.file)
+        self.table.writerow(["file", "frame", "name", "category_id", "score", "x0", "y0", "x1", "y1"])
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        """Append the rows of a frame."""
+        for box, score, category_id, name in _rows(found):
+            self.table.writerow([frame.source.file, frame.number, name, category_id, score, *box])
+
+
+class Coco(Lines):
+    """Write a COCO file: boxes as they come, pictures at the end. A frame's file name is VIDEO-NUMBER."""
+
+    name = "detections.json"
+
+    def __init__(self, out: Path, categories: Categories):
+        super().__init__(out, categories)
+        self.images: list[str] = []
+        self.boxes = 0
+        both = zip(categories.ids, categories.names, strict=True)
+        named = json.dumps([{"id": category_id, "name": name} for category_id, name in both])
+        self.file.write(f'{{"categories": {named},\n"annotations": [')
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        """Append the boxes, and remember the picture as text, the smallest form of it."""
+        _, height, width = frame.image.shape
+        number = len(self.images) + 1
+        image: dict[str, Any] = {"id": number, "file_name": str(frame.source.file), "width": width, "height": height}
+        if frame.number is not None:
+            image["file_name"] += f"-{frame.number:06}"
+            image |= {"frame": frame.number, "seconds": frame.seconds}
+        self.images.append(json.dumps(image))
+        for row in found.to_coco(number):
+            self.file.write(",\n" if self.boxes else "\n")
+            self.boxes += 1
+            area = row["bbox"][2] * row["bbox"][3]
+            self.file.write(json.dumps({"id": self.boxes, "area": area, "iscrowd": 0} | row))
+
+    def close(self, finished: bool) -> None:
+        """Write the pictures, which make it JSON also where not all have been looked at."""
+        self.file.write('],\n"images": [\n' + ",\n".join(self.images) + "]}\n")
+        super().close(finished)
+
+
+class Crops(Writer):
+    """Cut every detection out of its picture: crops/NAME/STEM-NUMBER.png, crops/NAME/VIDEO/FRAME-NUMBER.png."""
+
+    name = "crops"
+
+    def __init__(self, out: Path, categories: Categories):
+        super().__init__(out, categories)
+        self.folders = [out / self.name / name for name in safe_names(categories.names)]
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        """Cut out what was found; a box outside the picture gives nothing, and its number is left out."""
+        _, height, width = frame.image.shape
+        place = frame.source.place
+        stem = place.with_suffix("") if frame.number is None else place / f"{frame.number:06}"
+        corners = zip(found.labels.tolist(), found.boxes_xyxy.round().long().tolist(), strict=True)
+        for number, (label, (left, top, right, bottom)) in enumerate(corners):
+            part = frame.image[:, max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
+            if part.numel():
+                file = self.folders[label] / f"{stem}-{number:03}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(part.permute(1, 2, 0).numpy()).save(file)
+
+
+WRITERS: dict[str, type[Writer]] = {"drawn": Drawn, "coco": Coco, "jsonl": JsonLines, "csv": Csv, "crops": Crops}
+
+
+def places(kinds: Sequence[str], out: Path) -> dict[str, Path]:
+    """Return where each kind of output goes: a file or a folder."""
+    return {kind: out / WRITERS[kind].name for kind in kinds}
+
+
+def check_places(kinds: Sequence[str], out: Path, sources: Sequence[Source]) -> None:
+    """Refuse what would write over one of the pictures or videos themselves."""
+    files = {source.file.resolve() for source in sources}
+    drawn = [out / source.place for source in sources] if "drawn" in kinds else []
+    for place in (*drawn, *places(kinds, out).values()):
+        if place.resolve() in files:
+            raise InputError(f"{place}: drawing would overwrite the picture itself; choose another --out")
+    crops = (out / Crops.name).resolve()
+    for source in sources if "crops" in kinds else ():
+        if crops in source.file.resolve().parents:
+            raise InputError(f"{source.file}: lies where objects that are cut out are written; choose another --out")
+
+
+def _rows(found: Detections) -> zip:
+    return zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.category_ids, found.names, strict=True)
