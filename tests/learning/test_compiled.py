@@ -48,7 +48,8 @@ from lucidetr.recipes import recipe
 torch.manual_seed(0)
 model = DETR(recipe("detr-xs").model).eval()
 names = tuple(map(str, range(recipe("detr-xs").model.num_classes)))
-card = ModelCard(model.config, ImageConfig(size=64, max_size=96), Categories(tuple(range(len(names))), names), "detr-xs")
+categories = Categories(tuple(range(len(names))), names)
+card = ModelCard(model.config, ImageConfig(size=64, max_size=96), categories, "detr-xs")
 eager, compiled = (Detector(model, card, "cpu", "fp32", engine) for engine in ("torch", "compile"))
 for height, width in ((64, 64), (64, 90), (90, 64)):
     picture = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)

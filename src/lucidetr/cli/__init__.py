@@ -12,11 +12,12 @@ lucidetr: DETR from scratch that you can read, train on one machine, and look in
   lucidetr train [RECIPE] --data DATA --out RUN  train a detector (--epochs, --steps or --minutes); without a recipe
                                                  the one that fits the data
   lucidetr eval RUN --data DATA --split val      COCO's twelve numbers, and AP by category
-  lucidetr predict RUN PICTURE|FOLDER … --out DIR
-                                                 draw what it finds, write detections.json
+  lucidetr predict RUN PICTURE|FOLDER|VIDEO … --out DIR
+                                                 draw what it finds, write it as JSON, a table or cut-out objects
   lucidetr inspect RUN                           look inside: one page of figures, with a warning where one is due
   lucidetr convert SOURCE OUT                    other projects' weights to ours, or ours to theirs
   lucidetr export RUN --format onnx              one file for ONNX Runtime, OpenVINO or torch, compared with the model
+  lucidetr serve RUN                             a web service, and a page where one can watch the model think
   lucidetr doctor DATA                           everything that is wrong or odd in a data set; it only reads
   lucidetr data convert DATA DIR --to yolo       any data set as a new folder; also: split, sample (a sheet of pictures)
   lucidetr recipes                               the named models and their sizes; --ladder, --neighbours
@@ -34,6 +35,7 @@ VERBS = {
     "inspect": "lucidetr.cli.inspect",
     "convert": "lucidetr.cli.convert",
     "export": "lucidetr.cli.export",
+    "serve": "lucidetr.cli.serve",
     "doctor": "lucidetr.cli.doctor",
     "data": "lucidetr.cli.data",
     "recipes": "lucidetr.cli.recipes",

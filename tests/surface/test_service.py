@@ -1,0 +1,640 @@
+"""The service as its clients meet it, friendly and hostile: the answers are those of Python, refusals are plain."""
+
+import io
+import json
+import os
+import random
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from starlette.exceptions import HTTPException
+
+from lucidetr import load
+from lucidetr.categories import Categories
+from lucidetr.config import ModelCard
+from lucidetr.data.dataset import open_dataset
+from lucidetr.deployment.service.limits import picture_of
+from lucidetr.deployment.service.messages import Job, Settings
+from lucidetr.deployment.service.worker import answers
+from lucidetr.errors import InputError
+from lucidetr.fields import to_dict
+from lucidetr.models.detr import DETR
+from lucidetr.recipes import recipe
+from lucidetr.training.checkpoint import save_model
+from surface_tools import lucidetr
+
+SCENES = "generated:digits?size=96&train=8&val=100"
+QUEUE = 4
+NAMES = ("nought", *"12345678", "<img src=x onerror=alert(1)>")
+OPTIONS = ("--threshold", "0", "--queue", str(QUEUE), "--max-megabytes", "1", "--max-megapixels", "4")
+
+
+class Server:
+    """A service in a process of its own."""
+
+    def __init__(self, run, *options):
+        command = [sys.executable, "-m", "lucidetr", "serve", str(run), "--port", "0", *options]
+        self.log = run / f"log-{time.monotonic_ns()}.txt"
+        with open(self.log, "wb") as log:
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment)
+        self.said = self.process.stdout.readline().decode()
+        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)  \(Ctrl-C stops\)\n", self.said)
+        assert found, self.said + self.log.read_text()
+        self.port = int(found[1])
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+
+    def stop(self):
+        """End it and return its exit status."""
+        self.client.close()
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(30)
+        self.process.stdout.close()
+        return status
+
+    def worker(self):
+        """Return the process that computes: the fork server's only child, once the samples are gathered."""
+        self.client.get("/samples")
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            grandchildren = [pid for child in children(self.process.pid) for pid in children(child)]
+            if len(grandchildren) == 1:
+                return grandchildren[0]
+            time.sleep(0.05)
+        raise AssertionError(f"{len(grandchildren)} workers")
+
+    def predict(self, body, **query):
+        return self.client.post("/predict", content=body, params=query, headers={"Content-Type": "image/png"})
+
+    def counter(self, name):
+        found = re.search(rf"^lucidetr_{re.escape(name)} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
+        return float(found[1])
+
+    def raw(self, content, seconds=10.0):
+        """Send bytes over a connection of their own and return what comes back until the other side closes."""
+        with closing(socket.create_connection(("127.0.0.1", self.port), seconds)) as connection:
+            received = b""
+            with suppress(ConnectionError):  # refused while we were sending: what was said before counts
+                connection.sendall(content)
+            with suppress(ConnectionError):
+                while part := connection.recv(65536):
+                    received += part
+            return received
+
+
+def children(pid):
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(each) for file in found for each in file.read_text().split()]
+
+
+def resident(pid):
+    """Return a process's memory in MB, its share of what it shares."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.search(r"^Pss: +(\d+)", text, re.MULTILINE)[1]) / 1000
+
+
+def wait_for(condition, seconds=10.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+
+
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Write an untrained model as a run on generated scenes: it finds everything everywhere."""
+    folder = tmp_path_factory.mktemp("service") / "run"
+    folder.mkdir()
+    config = recipe("lucid-xs")
+    config = replace(config, data=SCENES, out=str(folder), model=replace(config.model, num_classes=10))
+    config = replace(config, images=replace(config.images, size=64))
+    torch.manual_seed(0)
+    card = ModelCard(config.model, config.images, Categories(tuple(range(5, 15)), NAMES), config.recipe)
+    save_model(folder / "best.safetensors", DETR(config.model).state_dict(), card)
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def slow_clients():
+    """Run what takes ten seconds beside the other tests."""
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def server(run, slow_clients):
+    server = Server(run, *OPTIONS)
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\n"
+    server.slow_body = slow_clients.submit(timed, server, head + b"some", 15.0)
+    server.slow_head = slow_clients.submit(timed, server, head[:30], 15.0)
+    server.silent = slow_clients.submit(timed, server, b"", 15.0)
+    yield server
+    if server.process.poll() is None:
+        server.stop()
+    assert "Traceback" not in server.log.read_text()
+
+
+def timed(server, content, seconds):
+    started = time.monotonic()
+    return server.raw(content, seconds), time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Return scenes of several sizes; equal sizes after the resize are looked at together."""
+    scenes = open_dataset(SCENES, "val")
+    return [png(scenes.image(i)[:, : 96 - i % 3, :].permute(1, 2, 0).numpy()) for i in range(100)]
+
+
+def same(ours, theirs):
+    """Hold two lists of detections together: scores to 1e-5, boxes to 1e-5 of the picture's side."""
+    assert [each["category_id"] for each in ours] == [each["category_id"] for each in theirs]
+    for key, pixels in (("score", 1), ("box_xyxy", 96)):
+        assert np.allclose([each[key] for each in ours], [each[key] for each in theirs], rtol=0, atol=1e-5 * pixels)
+
+
+def in_python(detector, body):
+    found = detector.predict(Image.open(io.BytesIO(body)))
+    rows = zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.category_ids, found.names, strict=True)
+    return [{"box_xyxy": box, "score": score, "category_id": i, "name": name} for box, score, i, name in rows]
+
+
+def compare_three_ways(server, run, bodies, tmp_path):
+    (tmp_path / "in").mkdir()
+    for i, body in enumerate(bodies):
+        (tmp_path / "in" / f"{i:03d}.png").write_bytes(body)
+    lucidetr("predict", run, tmp_path / "in", "--out", tmp_path / "out", "--threshold", "0.0")
+    rows = json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"]
+    detector = load(run)
+    for i, body in enumerate(bodies):
+        found = server.predict(body).json()["detections"]
+        assert len(found) == recipe("lucid-xs").model.num_queries
+        same(found, in_python(detector, body))
+        by_command = [row for row in rows if row["image_id"] == i + 1]
+        corners = [(x, y, x + w, y + h) for x, y, w, h in (row["bbox"] for row in by_command)]
+        same(found, [row | {"box_xyxy": box} for row, box in zip(by_command, corners, strict=True)])
+
+
+def test_http_python_and_the_command_line_agree(server, run, pictures, tmp_path):
+    compare_three_ways(server, run, pictures[:5], tmp_path)
+
+
+@pytest.mark.slow
+def test_they_agree_on_a_hundred_pictures(server, run, pictures, tmp_path):
+    compare_three_ways(server, run, pictures, tmp_path)
+
+
+def test_body_form_threshold_and_drawing(server, pictures):
+    answer = server.predict(pictures[1])
+    content = answer.json()
+    assert content["image"] == {"width": 96, "height": 95}
+    assert 0 < content["seconds"] < 10
+    assert {each["name"] for each in content["detections"]} <= set(NAMES)
+    assert {each["category_id"] for each in content["detections"]} <= set(range(5, 15))
+    form = server.client.post("/predict", files={"image": ("a.png", pictures[1], "image/png")})
+    assert form.json()["detections"] == content["detections"]
+    middle = content["detections"][20]["score"]
+    some = server.predict(pictures[1], threshold=middle).json()["detections"]
+    assert 20 < len(some) < 60
+    assert min(each["score"] for each in some) >= middle
+    drawn = server.predict(pictures[1], drawn=1)
+    assert drawn.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(drawn.content)) as picture, Image.open(io.BytesIO(pictures[1])) as plain:
+        assert picture.size == plain.size
+        assert picture.tobytes() != plain.tobytes()
+
+
+def test_looking_inside(server, pictures):
+    content = server.client.post("/look", content=pictures[0], headers={"Content-Type": "image/png"}).json()
+    assert content["image"] == {"width": 96, "height": 96}
+    point = server.client.post("/look/point?x=0.4&y=0.6", files={"image": pictures[0]}).json()
+    assert len(point["layers"]) == recipe("lucid-xs").model.encoder_layers
+    assert set(server.client.get("/usual").json()) == {str(i) for i in range(recipe("lucid-xs").model.num_queries)}
+
+
+def test_what_it_says_of_itself(server):
+    model = server.client.get("/model").json()
+    assert model["recipe"] == "lucid-xs"
+    assert [each["name"] for each in model["categories"]] == list(NAMES)
+    assert (model["images"]["size"], model["threshold"], model["can_look_inside"]) == (64, 0.0, True)
+    assert model["parameters"] == sum(
+        p.numel() for p in DETR(replace(recipe("lucid-xs").model, num_classes=10)).parameters()
+    )
+    samples = server.client.get("/samples").json()
+    assert [each["url"] for each in samples] == [f"/samples/{i}" for i in range(6)]
+    picture = server.client.get("/samples/5")
+    assert picture.headers["content-type"] == "image/png"
+    assert server.predict(picture.content).status_code == 200
+    assert [server.client.get(path).status_code for path in ("/health", "/ready", "/", "/static/page.js")] == [200] * 4
+    paths = server.client.get("/openapi.json").json()["paths"]
+    docs = server.client.get("/docs")
+    assert [path for path in paths if path not in docs.text] == []
+    assert "http" not in docs.text.replace("http-equiv", "")
+    for path, operations in paths.items():
+        for method in operations:
+            assert server.client.request(method, path.replace("{number}", "0")).status_code != 404, path
+    assert server.counter('requests_total{route="/predict",status="200"}') > 0
+
+
+def test_every_refusal_is_a_plain_sentence_with_safe_headers(server, pictures):
+    plain = {"Content-Type": "image/png"}
+    text = {"Content-Type": "text/plain"}
+    cases = [
+        (server.client.get("/nowhere"), 404, "nothing at /nowhere"),
+        (server.client.get("/samples/6"), 404, "no sample picture 6"),
+        (server.client.get("/predict"), 405, "/predict does not take GET"),
+        (server.predict(b"broken"), 400, "not a picture that can be read (6 bytes)"),
+        (server.predict(pictures[0][:500]), 400, "damaged or truncated picture of 500 bytes"),
+        (server.predict(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 400, "not a picture that can be read"),
+        (server.predict(b""), 400, "the picture is empty"),
+        (server.predict(bomb(60_000, 60_000)), 400, "more than 4,000,000 pixels"),
+        (server.predict(pictures[0], threshold="2"), 400, "threshold = '2': give a number from 0 to 1"),
+        (server.predict(pictures[0], threshold="nan"), 400, "threshold = 'nan'"),
+        (server.predict(pictures[0], treshold="1"), 400, "did you mean threshold?"),
+        (server.client.post("/look/point?x=1", content=pictures[0], headers=plain), 400, "Give x and y"),
+        (server.client.post("/predict", content=b"x", headers=text), 415, "text/plain is no picture"),
+        (server.client.post("/predict", files={"file": pictures[0]}), 400, "not called image"),
+        (server.client.post("/predict", files=[("image", pictures[0])] * 2), 400, "more than one field"),
+    ]
+    for answer, status, sentence in cases:
+        assert (answer.status_code, sentence in answer.json()["error"]) == (status, True), answer.text
+    for answer in [each[0] for each in cases] + [server.client.get("/"), server.predict(pictures[0])]:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def bomb(width, height):
+    """Return a PNG of a few hundred bytes that says it is huge."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(100_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_too_large_a_body_is_refused_when_it_is_announced_and_when_it_is_not(server):
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    announced, seconds = timed(server, head + b"Content-Length: 1000001\r\n\r\n", 10.0)
+    assert announced.startswith(b"HTTP/1.1 413 ")
+    assert b"the body has more than 1,000,000 bytes" in announced
+    assert seconds < 3
+    part = b"8000\r\n" + bytes(0x8000) + b"\r\n"
+    endless = head + b"Transfer-Encoding: chunked\r\n\r\n" + part * 400
+    started = time.monotonic()
+    assert server.raw(endless).startswith(b"HTTP/1.1 413 ")
+    assert time.monotonic() - started < 5
+    inside = head + b"Content-Length: 1000000\r\nConnection: close\r\n\r\n" + bytes(1_000_000)
+    assert server.raw(inside).startswith(b"HTTP/1.1 400 ")  # large enough to be read, but no picture
+
+
+def test_what_is_not_http_is_answered_and_ended(server):
+    for content in (
+        b"\x16\x03\x01\x00\xa5\x01\x00",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 99_999,
+    ):
+        answer = server.raw(content)
+        assert answer.startswith(b"HTTP/1.1 400 "), answer
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"].startswith("this is not HTTP")
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n"
+    assert server.raw(head + b"nonsense\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+class Stopped:
+    """Hold the worker still, with one picture in its hands."""
+
+    def __init__(self, server, body):
+        self.server, self.body = server, body
+        self.worker = server.worker()
+
+    def __enter__(self):
+        before = self.server.counter("batch_jobs_count")
+        os.kill(self.worker, signal.SIGSTOP)
+        self.pool = ThreadPoolExecutor(32)
+        self.first = self.pool.submit(self.server.predict, self.body)
+        wait_for(lambda: self.server.counter("batch_jobs_count") == before + 1)
+        return self
+
+    def send(self, bodies):
+        return [self.pool.submit(self.server.predict, body) for body in bodies]
+
+    def waiting(self, count):
+        wait_for(lambda: self.server.counter("waiting") == count)
+
+    def __exit__(self, *_):
+        if self.worker:
+            os.kill(self.worker, signal.SIGCONT)
+        self.pool.shutdown()
+
+
+def test_as_many_wait_as_may_and_the_others_are_told_at_once(server, pictures):
+    refused = server.counter("refused_total")
+    with Stopped(server, pictures[0]) as stopped:
+        waiting = stopped.send(pictures[:QUEUE])
+        stopped.waiting(QUEUE)
+        for _ in range(3):
+            started = time.monotonic()
+            answer = server.predict(pictures[0])
+            assert time.monotonic() - started < 1
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["error"] == "4 pictures wait already; try again in a moment"
+        # a refusal comes before the body is read, and so before it could be found too slow
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\n"
+        answer, seconds = timed(server, head, 10.0)
+        assert (answer[:13], seconds < 3) == (b"HTTP/1.1 503 ", True)
+        at_once = stopped.send(pictures[:10])
+        assert [each.result().status_code for each in at_once] == [503] * 10
+    assert [each.result().status_code for each in [stopped.first, *waiting]] == [200] * (1 + QUEUE)
+    assert server.counter("refused_total") == refused + 14
+
+
+def test_neighbours_in_a_batch_change_nothing_not_even_a_broken_one(server, pictures):
+    bodies = [pictures[0], pictures[3], b"poison", pictures[6]]  # three of one size
+    alone = [server.predict(body).json() for body in bodies]
+    before = server.counter('batch_jobs_bucket{le="2.0"}')
+    with Stopped(server, pictures[1]) as stopped:
+        together = stopped.send(bodies)
+        stopped.waiting(len(bodies))
+    assert server.counter('batch_jobs_bucket{le="2.0"}') == before + 1  # the first, alone; the others were one batch
+    for mine, each in zip(alone, together, strict=True):
+        if "error" in mine:
+            assert each.result().json() == mine
+        else:
+            same(each.result().json()["detections"], mine["detections"])
+
+
+def test_a_worker_that_is_killed_is_replaced(server, pictures):
+    restarts = server.counter("worker_restarts_total")
+    with Stopped(server, pictures[0]) as stopped:
+        (second,) = stopped.send(pictures[:1])
+        stopped.waiting(1)
+        os.kill(stopped.worker, signal.SIGKILL)
+        stopped.worker = None
+        killed = time.monotonic()
+        for answer in (stopped.first.result(), second.result()):
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["error"].startswith("the process that computes has ended")
+        assert server.client.get("/health").status_code == 200
+    wait_for(lambda: server.client.get("/ready").status_code == 200)
+    assert time.monotonic() - killed < 5
+    assert server.predict(pictures[0]).status_code == 200
+    assert server.counter("worker_restarts_total") == restarts + 1
+
+
+def fuzz(server, pictures, count, seed):
+    """Send random requests, most of them nearly right, and return how many answers of each status came."""
+
+    def status(number):
+        with suppress(TimeoutError):  # it waits for the rest of a body; we leave
+            answer = server.raw(nonsense(random.Random(f"{seed} {number}"), pictures), 3.0)
+            assert b"Traceback" not in answer
+            *_, last = [0, *re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]  # a 100 may come before it
+            return int(last)
+        return 0
+
+    with ThreadPoolExecutor(4) as pool:
+        return Counter(pool.map(status, range(count)))
+
+
+def nonsense(chance, pictures):
+    """Return the bytes of a random request that ends its connection."""
+    body = bytearray(chance.choice([*pictures[:5], *jpegs(), b"", chance.randbytes(300)]))
+    for _ in range(chance.choice((0, 0, 0, 1, 30))):
+        if body:
+            body[chance.randrange(len(body))] = chance.randrange(256)
+    body = bytes(body[: chance.choice((len(body), len(body), chance.randrange(len(body) + 1)))])
+    method = chance.choice(("POST",) * 12 + ("GET", "PUT", "HEAD", "OPTIONS", "BREW"))
+    path = chance.choice(
+        ("/predict",) * 12 + ("/look", "/look/point", "/samples/99999999999999999999", "/..%2f..%2fetc", "*")
+    )
+    query = chance.choice(("", "", "", "?threshold=0.3", "?drawn=1", "?x=0.1&y=0.9", "?x=%ff&&=;", "?threshold=1e999"))
+    kind = chance.choice(
+        ("image/png", "image/jpeg", "", "multipart/form-data; boundary=b", "multipart/form-data", "\xff")
+    )
+    if "boundary" in kind and chance.random() < 0.8:
+        body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + body + b"\r\n--b--\r\n"
+    head = [
+        f"{method} {path}{query} HTTP/1.1",
+        f"Host: {chance.choice(('x',) * 9 + ('[', 'a b', ''))}",
+        "Connection: close",
+    ]
+    head += [f"Content-Type: {kind}"] if kind else []
+    head += chance.choice(([], [], ["Expect: 100-continue"], ["Upgrade: websocket", "Connection: upgrade"]))
+    length = chance.choice((str(len(body)),) * 8 + ("-1", "x", "9" * 30, "0"))
+    content = "\r\n".join([*head, f"Content-Length: {length}", "", ""]).encode("latin-1") + body
+    if chance.random() < 0.1:
+        content = content[: chance.randrange(len(content))] + b"\r\n\r\n" + chance.randbytes(9)
+    return content
+
+
+def jpegs():
+    file = io.BytesIO()
+    picture = Image.fromarray(np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3))
+    picture.save(file, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0")
+    tiff = io.BytesIO()
+    picture.save(tiff, "TIFF", compression="tiff_lzw")
+    return file.getvalue(), tiff.getvalue()
+
+
+def check_fuzz(server, pictures, count, seed):
+    restarts = server.counter("worker_restarts_total")
+    statuses = fuzz(server, pictures, count, seed)
+    assert set(statuses) <= {0, 200, 400, 404, 405, 408, 413, 415}, statuses
+    assert statuses[200] > count / 50
+    assert statuses[400] > count / 5
+    assert server.counter("worker_restarts_total") == restarts
+    assert "Traceback" not in server.log.read_text()
+    assert server.predict(pictures[0]).status_code == 200
+    return statuses
+
+
+def test_random_requests_break_nothing(server, pictures):
+    check_fuzz(server, pictures, 300, seed=0)
+
+
+@pytest.mark.record
+def test_ten_thousand_random_requests_break_nothing(server, pictures):
+    print(check_fuzz(server, pictures, 10_000, seed=1))
+
+
+def soak(server, pictures, count):
+    """Predict so many times over a few connections; return the memory of service and worker before and after."""
+    before = []
+    with ThreadPoolExecutor(3) as pool:
+        for part in range(10):
+            some = [pictures[i % len(pictures)] for i in range(count // 10)]
+            assert {answer.status_code for answer in pool.map(server.predict, some)} == {200}
+            if part in (0, 9):
+                before.append(resident(server.process.pid) + resident(server.worker()))
+    return before
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_two_thousand_requests(server, pictures):
+    first, last = soak(server, pictures, 2_000)
+    assert last < first + 10
+
+
+@pytest.mark.record
+def test_memory_stays_flat_over_a_hundred_thousand_requests(server, pictures):
+    first, last = soak(server, pictures, 100_000)
+    print(f"after 10,000 requests {first:.0f} MB, after 100,000 {last:.0f} MB")
+    assert last < first + 20
+
+
+@pytest.mark.slow
+def test_five_hundred_slow_connections_end_and_stand_in_nobodys_way(server, pictures):
+    started = time.monotonic()
+    connections = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(500)]
+    try:
+        for i, connection in enumerate(connections):
+            connection.sendall((b"GET / HTTP/1.1\r\n", b"POST /predict HTTP/1.1\r\nHost: x\r\nContent", b"")[i % 3])
+        assert server.predict(pictures[0]).status_code == 200
+        for connection in connections:
+            with suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        assert time.monotonic() - started < 10
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_a_client_that_takes_too_long_is_told_or_left(server):
+    answer, seconds = server.slow_body.result()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"the body was not complete after 10 seconds" in answer
+    assert 9 < seconds < 13
+    for slow in (server.slow_head, server.silent):
+        answer, seconds = slow.result()
+        assert (answer, 4 < seconds < 8) == (b"", True)
+
+
+def test_what_was_admitted_is_finished_before_the_end(server, pictures):
+    with Stopped(server, pictures[0]) as stopped:
+        waiting = stopped.send(pictures[:3])
+        stopped.waiting(3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port), 5)
+    assert [each.result().status_code for each in [stopped.first, *waiting]] == [200] * 4
+    assert server.process.wait(20) == 0
+    server.client.close()
+    server.process.stdout.close()
+    wait_for(lambda: not Path(f"/proc/{stopped.worker or 0}").exists() or stopped.worker is None)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_ends_the_service_in_a_sentence(tmp_path):
+    command = [sys.executable, "-m", "lucidetr", "serve", str(tmp_path / "nowhere"), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("nowhere: no such file\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "lucidetr.deployment.service.app", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert "pip install 'lucidetr[serve]'" in lucidetr("serve", "anything", status=2)
+    assert "--queue = 0: choose at least 1" in lucidetr("serve", "anything", "--queue", 0, status=2)
+
+
+def test_a_taken_port_is_named():
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        assert f"--port {port}: Address already in use" in lucidetr("serve", "anything", "--port", port, status=2)
+
+
+FORM = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\nContent-Type: a/b\r\n\r\n'
+FORM += b"\r\n--y\r\n\r\n--x--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "said"),
+    [
+        (FORM, "multipart/form-data", "names no boundary"),
+        (FORM, "multipart/form-data; boundary=y", "damaged or cut off"),
+        (FORM[:-9], "multipart/form-data; boundary=x", "damaged or cut off"),
+        (FORM.replace(b"image", b"images"), "multipart/form-data; boundary=x", "not called image"),
+        (FORM.replace(b'; name="image"', b""), "multipart/form-data; boundary=x", "not called image"),
+        (FORM[:-4] + b"\r\n" + FORM, "multipart/form-data; boundary=x", "more than one field"),
+        (b"", "multipart/form-data; boundary=x", "damaged or cut off"),
+        (b"--x\r\n" + b"A: b\r\n" * 3000, "multipart/form-data; boundary=x", "damaged or cut off"),
+    ],
+)
+def test_forms(form, kind, said):
+    assert picture_of(FORM, 'Multipart/Form-Data; Boundary="x"') == b"\r\n--y\r\n"
+    with pytest.raises(HTTPException, match=said):
+        picture_of(form, kind)
+
+
+def test_a_picture_whose_inference_fails_fails_alone(run, pictures):
+    detector = load(run)
+    settings = Settings(str(run))
+    poison = png(np.full((96, 96, 3), 255, np.uint8))
+    healthy = detector.detect
+
+    def detect(resized):
+        if any(each.image.min() == 255 for each in resized):
+            raise RuntimeError("out of luck\nand more that is nobody's business")
+        return healthy(resized)
+
+    detector.detect = detect
+    jobs = [Job("predict", (body,), {"threshold": 0.0}) for body in (pictures[0], poison, pictures[3])]
+    done = dict(answers(detector, jobs, settings))
+    assert [done[i].status for i in range(3)] == [200, 400, 200]
+    assert json.loads(done[1].body) == {"error": "the picture cannot be used: RuntimeError; try another"}
+    same(json.loads(done[2].body)["detections"], in_python(load(run), pictures[3]))
+
+
+def test_an_exported_model_cannot_look_inside(run, pictures):
+    detector = load(run)
+    detector.model = SimpleNamespace()
+    jobs = [
+        Job("look", (pictures[0],)),
+        Job("point", (pictures[0],), {"x": 0.5, "y": 0.5}),
+        Job("usual", (pictures[0],)),
+    ]
+    done = dict(answers(detector, [*jobs, Job("look", (b"broken",))], Settings(str(run))))
+    assert [done[i].status for i in range(4)] == [409, 409, 409, 400]
+    assert "exported model has no inside" in json.loads(done[0].body)["error"]
+
+
+def test_a_picture_that_an_exported_model_refuses_is_refused(run, pictures):
+    detector = load(run)
+
+    def refuse(_):
+        raise InputError("an input of 8 × 8 pixels: too small")
+
+    detector.detect = refuse
+    ((_, answer),) = answers(detector, [Job("predict", (pictures[0],), {"threshold": 0.5})], Settings(str(run)))
+    assert (answer.status, json.loads(answer.body)["error"]) == (400, "an input of 8 × 8 pixels: too small")
