@@ -1,14 +1,32 @@
-"""Run the short benchmarks: python -m benchmarks; or some by name: python -m benchmarks detr_r50 time_to_ap."""
+"""Run a benchmark with its options: python -m benchmarks NAME [options]; without a name all short ones.
+
+python -m benchmarks table fills the tables of docs/performance.md from what was measured.
+"""
 
 import sys
 from importlib import import_module
 
-SHORT = ("detr_r50", "recording")
-BENCHMARKS = (*SHORT, "time_to_ap")  # time_to_ap takes hours; python -m benchmarks.time_to_ap --help lists its options
+SHORT = ("inference", "training", "peaks", "parts", "growth", "large_data", "service", "recording")
+NAMES = (*SHORT, "time_to_ap", "table")  # time_to_ap takes hours
+WITHOUT_OPTIONS = ("recording",)
+
+
+def main(arguments: list[str]) -> None:
+    """Run what the command line names."""
+    from lucidetr.errors import InputError
+
+    name, *options = arguments or [""]
+    if name and name not in NAMES:
+        sys.exit(f"unknown benchmark {name}; known: {', '.join(NAMES)}")
+    if options and name in WITHOUT_OPTIONS:
+        sys.exit(f"{name} has no options")
+    try:
+        for each in [name] if name else SHORT:
+            module = import_module(f"benchmarks.{each}")
+            module.main(options) if options else module.main()
+    except InputError as error:
+        sys.exit(f"benchmarks: {error}")
+
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or list(SHORT)
-    if unknown := set(chosen) - set(BENCHMARKS):
-        sys.exit(f"unknown benchmark {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
-    for name in chosen:
-        import_module(f"benchmarks.{name}").main()
+    main(sys.argv[1:])

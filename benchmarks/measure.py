@@ -7,26 +7,85 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import tyro
+
+from lucidetr.training.precision import choose_precision
 
 RESULTS = Path(__file__).parent / "results.jsonl"
+CPU = torch.device("cpu")
+LIBRARIES = ("lucidetr", "torch", "torchvision", "transformers")
 
 
-def alternate(contenders: dict[str, Callable[[], object]], runs: int, warmup: int = 1) -> dict[str, list[float]]:
+@dataclass(frozen=True)
+class Common:
+    """Hold what every benchmark can be told."""
+
+    device: str = "auto"
+    threads: int = 0
+    """0: as many as torch takes by itself."""
+    runs: int = 5
+    """Timed runs of each contender, after one that warms up."""
+
+
+Options = TypeVar("Options", bound=Common)
+
+
+def read_options(kind: type[Options], arguments: Sequence[str] | None, name: str) -> Options:
+    """Return the options of a benchmark from its command line; the number of threads is set at once."""
+    options = tyro.cli(kind, args=arguments or [], prog=f"python -m benchmarks {name}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return options
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was given, so that a clock shows it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def seconds_of(work: Callable[[], object], device: torch.device = CPU) -> float:
+    """Return how long work takes, everything that it gave to the device included."""
+    synchronise(device)
+    started = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def alternate(
+    contenders: dict[str, Callable[[], object]], runs: int, warmup: int = 1, device: torch.device = CPU
+) -> dict[str, list[float]]:
     """Run the contenders in turn, A B A B …, so that a machine that slows down slows all of them; return seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for run in range(-warmup, runs):
         for name, work in contenders.items():
-            started = time.perf_counter()
-            work()
+            taken = seconds_of(work, device)
             if run >= 0:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(taken)
     return seconds
+
+
+def measurable(precisions: str, device: torch.device) -> list[str]:
+    """Return the precisions to measure; bf16 is left out, and said to be, where the hardware does not multiply it.
+
+    Asked for alone it is measured all the same.
+    """
+    asked = precisions.split(",")
+    if "bf16" in asked and asked != ["bf16"] and choose_precision("auto", device) != "bf16":
+        print(f"bf16 is left out, because {device} here does not multiply it; --precisions bf16 asks for it alone")
+        asked.remove("bf16")
+    return asked
 
 
 def processor() -> str:
@@ -52,14 +111,33 @@ def provenance(benchmark: str, libraries: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def report(benchmark: str, seconds: dict[str, list[float]], mine: str, settings: dict) -> None:
-    """Print medians and ratios to ours, and append one JSON line to results.jsonl."""
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Return what computed."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "threads": torch.get_num_threads()}
+
+
+def note(benchmark: str, settings: dict[str, Any], measured: dict[str, Any], device: torch.device = CPU) -> None:
+    """Append one JSON line to results.jsonl: what was run when, by which code, on what, and what was measured."""
+    libraries = [name for name in LIBRARIES if find_spec(name)]
+    line = provenance(benchmark, libraries) | hardware(device) | {"settings": settings} | measured
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def report(
+    benchmark: str,
+    seconds: dict[str, list[float]],
+    mine: str,
+    settings: dict[str, Any],
+    device: torch.device = CPU,
+    more: dict[str, Any] | None = None,
+) -> None:
+    """Print medians and ratios to ours, and append one JSON line with them and whatever `more` was measured."""
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"{benchmark} ({', '.join(f'{k} {v}' for k, v in settings.items())})")
     for name, median in medians.items():
         low, high = min(seconds[name]), max(seconds[name])
-        print(f"  {name:28} {median:8.3f} s ({low:.3f} … {high:.3f}), {median / medians[mine]:.2f} × lucidetr's time")
-    line = provenance(benchmark, ("lucidetr", "torch", "transformers"))
-    line |= {"threads": torch.get_num_threads(), "settings": settings, "seconds": seconds}
-    with open(RESULTS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        ratio = f", {median / medians[mine]:.2f} × the time of {mine}" if mine in medians else ""
+        print(f"  {name:28} {median:8.3f} s ({low:.3f} … {high:.3f}){ratio}", flush=True)
+    note(benchmark, settings, {"seconds": seconds} | (more or {}), device)

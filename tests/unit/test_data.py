@@ -1,6 +1,7 @@
 """From files to batches: decoding, resizing, augmentation, order, generated scenes."""
 
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lucidetr.config import AugmentationConfig, ImageConfig, TrainConfig
-from lucidetr.data.batching import CountFrom, evaluation_batches, step_samples, training_steps
+from lucidetr.data.batching import (
+    CountFrom,
+    _Steps,
+    build_augmentation,
+    evaluation_batches,
+    step_samples,
+    training_steps,
+)
 from lucidetr.data.dataset import Dataset, open_dataset, open_training_data
 from lucidetr.data.decoding import as_image, read_image
 from lucidetr.data.digits import DigitsConfig, parse
@@ -259,6 +267,20 @@ def test_written_scenes_are_read_again_pixel_by_pixel(tmp_path):
         assert all(torch.equal(read.image(i), generated.image(i)) for i in range(len(read)))
     with pytest.raises(InputError, match="not empty"):
         write_splits(open_splits(FEW), tmp_path / "set", "coco")
+
+
+def test_a_reading_process_that_is_not_forked_can_be_given_every_data_set(tmp_path):
+    write_splits(open_splits("generated:digits?train=3&val=1&size=48"), tmp_path / "scenes", "coco")
+    stored = open_dataset(str(tmp_path / "scenes"), "train")
+    images = ImageConfig(size=48, resize="square")
+    change = build_augmentation(AugmentationConfig(), images)
+    for dataset in (stored, stored.subset(np.array([2, 0]), "some"), open_dataset("generated:digits?train=3", "train")):
+        steps = _Steps(
+            dataset, config.images, build_augmentation(config.augmentation, config.images), 0, (2, 2, (0, 1))
+        )
+        again = pickle.loads(pickle.dumps(steps))  # noqa: S301, what was pickled here
+        assert torch.equal(again.dataset.image(1), dataset.image(1))
+        assert torch.equal(again.parts(0, 0.0)[0].images, steps.parts(0, 0.0)[0].images)
 
 
 def test_a_set_without_validation_is_split_the_same_way_each_time(tmp_path):

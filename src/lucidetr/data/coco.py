@@ -1,15 +1,19 @@
 """COCO annotation files: a strict reader, a writer, and the search for them in a folder."""
 
 import json
+import os
 import re
+import stat
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.data.faults import BadBoxes, check_boxes, inside, is_file, listing, refuse_duplicates
+from lucidetr.data.long_json import read_json
 from lucidetr.data.splits import SPLIT_WORDS, split_of
 from lucidetr.errors import InputError
 
@@ -24,26 +28,33 @@ def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "ref
     images = images or image_folder_of(path, content)
     categories = _categories(path, content["categories"])
     image_ids, names, sizes = _images(path, images, content["images"])
-    annotations = content["annotations"]
-    ids, owners, kinds = (_integers(path, annotations, key) for key in ("id", "image_id", "category_id"))
-    refuse_duplicates(path, "annotation", ids)
-    image_rows = _positions(path, owners, image_ids, ids, "image_id")
-    labels = _positions(path, kinds, np.array(categories.ids, dtype=np.int64), ids, "category_id")
-    boxes = _boxes(path, annotations)
-    areas = _areas(path, annotations)
-    crowd = np.array([a.get("iscrowd", 0) == 1 for a in annotations], dtype=bool)
+    rows = Rows(*map(np.concatenate, zip(*content.pop("annotations"), strict=True)))
+    refuse_duplicates(path, "annotation", rows.ids)
+    image_rows = _positions(path, rows.image_ids, image_ids, rows.ids, "image_id")
+    labels = _positions(path, rows.category_ids, np.array(categories.ids, dtype=np.int64), rows.ids, "category_id")
 
     def place(row: int) -> str:
-        return f"annotation {ids[row]} in {names[image_rows[row]]}: bbox"
+        return f"annotation {rows.ids[row]} in {names[image_rows[row]]}: bbox"
 
-    boxes, keep = check_boxes(path, boxes, sizes[image_rows], place, bad_boxes)
+    boxes, keep = check_boxes(path, rows.boxes_xywh, sizes[image_rows], place, bad_boxes)
     return gather(
         categories,
         images,
         Pictures(image_ids, names, sizes),
-        Objects(image_rows, ids, boxes, labels, areas, crowd),
+        Objects(image_rows, rows.ids, boxes, labels, rows.areas, rows.crowd),
         keep,
     )
+
+
+class Rows(NamedTuple):
+    """Hold what a block of the file's annotations says, as arrays: a few bytes where JSON's objects take a thousand."""
+
+    ids: np.ndarray
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    boxes_xywh: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
 
 
 def write_coco(annotations: Annotations, path: Path) -> None:
@@ -102,13 +113,13 @@ def image_folder_of(path: Path, content: dict[str, Any]) -> Path:
 
 
 def _load_json(path: Path) -> dict[str, Any]:
-    """Read a file and check that it has the three lists of a COCO file."""
+    """Read a file and check that it has the three lists of a COCO file; the annotations come as `Rows` of blocks."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+        content = read_json(path, {"annotations": lambda first, block: _rows(path, first, block)}, _refuse_constant)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
     except (ValueError, RecursionError) as error:  # no UTF-8, numbers of thousands of digits, brackets without end
@@ -119,26 +130,41 @@ def _load_json(path: Path) -> dict[str, Any]:
                 f"{path}: not a COCO file: it has no list {key!r}; "
                 "COCO files hold the lists images, annotations and categories"
             )
-        for index, item in enumerate(content[key]):
-            if not isinstance(item, dict):
-                raise InputError(f"{path}: {key}[{index}] is {item!r}; expected an object with fields")
+    for key in ("images", "categories"):
+        _refuse_values(path, key, content[key])
     return content
+
+
+def _refuse_values(path: Path, key: str, items: list[Any], first: int = 0) -> None:
+    """Refuse items of a list that are no objects; the first of them is number `first` of its list."""
+    for index, item in enumerate(items, first):
+        if not isinstance(item, dict):
+            raise InputError(f"{path}: {key}[{index}] is {item!r}; expected an object with fields")
+
+
+def _rows(path: Path, first: int, block: list[Any]) -> Rows:
+    """Return the annotations of a block, the first of them being number `first` of the file."""
+    _refuse_values(path, "annotations", block, first)
+    ids, images, categories = (_integers(path, block, key, first) for key in ("id", "image_id", "category_id"))
+    crowd = np.array([a.get("iscrowd", 0) == 1 for a in block], dtype=bool)
+    return Rows(ids, images, categories, _boxes(path, block), _areas(path, block), crowd)
 
 
 def _refuse_constant(word: str) -> None:
     raise InputError(f"the file holds the value {word}, which JSON does not know; replace it by a number")
 
 
-def _integers(path: Path, items: list[dict], key: str) -> np.ndarray:
-    """Return one integer field of all items."""
+def _integers(path: Path, items: list[dict], key: str, first: int = 0) -> np.ndarray:
+    """Return one integer field of all items; the first of them is number `first` of its list."""
     try:
         values = [item[key] for item in items]
     except KeyError:
         index = next(i for i, item in enumerate(items) if key not in item)
-        raise InputError(f"{path}: entry {index} ({_short(items[index])}) has no field {key!r}") from None
-    for index, value in enumerate(values):
-        if type(value) is not int or abs(value) >= 2**63:
-            raise InputError(f"{path}: entry {index} ({_short(items[index])}): {key} = {value!r}; expected an integer")
+        raise InputError(f"{path}: entry {first + index} ({_short(items[index])}) has no field {key!r}") from None
+    if not set(map(type, values)) <= {int} or max(map(abs, values), default=0) >= 2**63:
+        index, value = next((i, v) for i, v in enumerate(values) if type(v) is not int or abs(v) >= 2**63)
+        place = f"{path}: entry {first + index} ({_short(items[index])})"
+        raise InputError(f"{place}: {key} = {value!r}; expected an integer")
     return np.array(values, dtype=np.int64)
 
 
@@ -175,19 +201,45 @@ def _images(path: Path, folder: Path, items: list[dict]) -> tuple[np.ndarray, np
         name = item.get("file_name")
         if not isinstance(name, str) or not name or "\0" in name:
             raise InputError(f"{path}: image {item['id']} has the file_name {name!r}; expected a path")
-        inside(path, f"image {item['id']}", name, folder)
+    missing = _missing(path, folder, items)
     if (sizes < 1).any():
         row = int(np.flatnonzero((sizes < 1).any(1))[0])
         raise InputError(
             f"{path}: image {ids[row]} has height × width {sizes[row, 0]} × {sizes[row, 1]}; expected at least 1"
         )
-    missing = [item["file_name"] for item in items if not is_file(folder / item["file_name"])]
     if missing:
         raise InputError(
             f"{path}: {len(missing)} of {len(items)} image files are missing in {folder}: "
             f"{listing(missing)}; put them there, or take their entries out of the file"
         )
     return ids, np.array([item["file_name"] for item in items]), sizes
+
+
+def _missing(path: Path, folder: Path, items: list[dict]) -> list[str]:
+    """Return the names of the image files that are not there; a name that leads out of the folder is an InputError.
+
+    The places of links are found out once for each folder below, not for each of a hundred thousand files in it.
+    """
+    missing, sound = [], set()
+    for item in items:
+        name = item["file_name"]
+        parent, _, last = name.rpartition("/")
+        regular = _is_regular(f"{folder}/{name}")
+        if not regular or parent not in sound or "\\" in last or ":" in last:
+            inside(path, f"image {item['id']}", name, folder)
+        if regular:
+            sound.add(parent)
+        elif not is_file(folder / name):
+            missing.append(name)
+    return missing
+
+
+def _is_regular(place: str) -> bool:
+    """Say whether a file is there that is neither a link nor anything else that leads on."""
+    try:
+        return stat.S_ISREG(os.lstat(place).st_mode)
+    except (OSError, ValueError):  # not there, or a name that no disk can hold
+        return False
 
 
 def _positions(path: Path, values: np.ndarray, known: np.ndarray, ids: np.ndarray, field: str) -> np.ndarray:
@@ -204,13 +256,13 @@ def _positions(path: Path, values: np.ndarray, known: np.ndarray, ids: np.ndarra
 
 def _boxes(path: Path, annotations: list[dict]) -> np.ndarray:
     """Return all boxes as float64 [object, 4]; anything but four numbers is an InputError."""
-    for annotation in annotations:
-        box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+    boxes: list[Any] = [annotation.get("bbox") for annotation in annotations]
+    for annotation, box in zip(annotations, boxes, strict=True):
+        if type(box) is not list or len(box) != 4 or not (set(map(type, box)) == {float} or all(map(is_number, box))):
             raise InputError(
                 f"{path}: annotation {annotation['id']} has bbox {box!r}; expected [left, top, width, height] in pixels"
             )
-    return np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    return np.fromiter(chain.from_iterable(boxes), dtype=np.float64).reshape(-1, 4)
 
 
 def is_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +85,7 @@ class Dataset:
 
     def subset(self, indices: np.ndarray, name: str) -> "Dataset":
         """Return some of the images, in the given order."""
-        chosen = indices.tolist()
-        return Dataset(name, self.annotations.subset(indices), lambda index: self.image(chosen[index]))
+        return Dataset(name, self.annotations.subset(indices), partial(_chosen, self, indices.tolist()))
 
 
 def open_dataset(source: str, split: str, bad_boxes: BadBoxes = "refuse") -> Dataset:
@@ -106,8 +106,18 @@ def open_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "ref
 
 
 def _from_files(name: str, annotations: Annotations) -> Dataset:
-    names, folder = annotations.file_names, annotations.folder
-    return Dataset(name, annotations, lambda index: read_image(folder / str(names[index])))
+    return Dataset(name, annotations, partial(_stored, annotations))
+
+
+# functions with a name: where processes are not forked, a reading process gets its data set as a pickle
+
+
+def _stored(annotations: Annotations, index: int) -> UInt8[Tensor, "3 height width"]:
+    return read_image(annotations.folder / str(annotations.file_names[index]))
+
+
+def _chosen(dataset: Dataset, chosen: list[int], index: int) -> UInt8[Tensor, "3 height width"]:
+    return dataset.image(chosen[index])
 
 
 def _open_digits(source: str, split: str) -> Dataset:

@@ -1,0 +1,161 @@
+"""The tables of docs/performance.md, made from results.jsonl; of runs with equal settings the newest counts."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import measure
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+Line = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fill the tables of docs/performance.md, or of the page that is given; print what was filled."""
+    page = Path(arguments[0]) if arguments else PAGE
+    lines = [json.loads(text) for text in measure.RESULTS.read_text(encoding="utf-8").splitlines()]
+    text = page.read_text(encoding="utf-8")
+    for name, table in TABLES.items():
+        chosen = newest(lines, name)
+        places = sorted({place(line) for line in chosen})
+        tables = [f"{where}:\n\n{table([line for line in chosen if place(line) == where])}" for where in places]
+        filled = "\n\n".join(tables) or "Not measured yet."
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text, found = re.subn(pattern, lambda m, filled=filled: f"{m[1]}{filled}\n{m[2]}", text, flags=re.DOTALL)
+        print(f"{name}: {len(chosen)} runs on {len(places)} machines" + ("" if found else f", but no place in {page}"))
+    page.write_text(text, encoding="utf-8")
+
+
+def newest(lines: Sequence[Line], benchmark: str) -> list[Line]:
+    """Return the newest line of each settings and machine."""
+    own = [line for line in lines if line["benchmark"] == benchmark]
+    return list({(json.dumps(line["settings"]), place(line)): line for line in own}.values())
+
+
+def place(line: Line) -> str:
+    """Say on what a line was measured."""
+    versions = ", ".join(f"{name} {line['versions'][name]}" for name in ("torch", "transformers"))
+    matrix = ", AMX" if line["amx"] else ""
+    computes = "" if line["device"] == "cpu" else f", {line['device']}"
+    return f"{line['machine']}{matrix}{computes}, {line['threads']} threads, {versions}"
+
+
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows))
+
+
+def milliseconds(seconds: float) -> str:
+    """Return seconds for people."""
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def inference(lines: Sequence[Line]) -> str:
+    """Return seconds of each contender for each size and batch, and how much its boxes and scores differ."""
+    columns = {f"{line['settings']['side']}, batch {line['settings']['batch']}": line for line in lines}
+    contenders = list(dict.fromkeys(name for line in lines for name in line["seconds"]))
+    rows = []
+    for name in contenders:
+        cells = [compared(line["seconds"], name, "lucidetr fp32") for line in columns.values()]
+        pairs = [line["differences"][name] for line in lines if name in line["differences"]]
+        rows.append([name, *cells, *(f"{max(pair[k] for pair in pairs):.1e}" for k in (0, 1))])
+    return markdown(["", *columns, "1 − IoU", "scores"], rows)
+
+
+def compared(seconds: dict[str, list[float]], name: str, mine: str) -> str:
+    """Return the median of a contender and how many times ours it is."""
+    if name not in seconds:
+        return "–"
+    taken, own = median(seconds[name]), median(seconds[mine])
+    return milliseconds(taken) + ("" if name == mine else f" ({taken / own:.2f} ×)")
+
+
+def training(lines: Sequence[Line]) -> str:
+    """Return the seconds of a step of both."""
+    rows = []
+    for line in lines:
+        settings, seconds = line["settings"], line["seconds"]
+        cells = [compared(seconds, name, "lucidetr") for name in ("lucidetr", "transformers")]
+        equal = f"{line['largest_difference']:.1e}" if "losses" in line else "–"
+        rows.append([f"{settings['precision']}, {settings['side']}, batch {settings['batch']}", *cells, equal])
+    return markdown(["", "lucidetr", "transformers", "largest difference of losses"], rows)
+
+
+def peaks(lines: Sequence[Line]) -> str:
+    """Return the measured peaks and what share of them each recipe reaches."""
+    heading = ["", *(line["settings"]["precision"] for line in lines)]
+    rows = [[f"peak, {kind}", *(f"{line['peaks'][kind]:.0f} GFLOP/s" for line in lines)] for kind in lines[0]["peaks"]]
+    for recipe in dict.fromkeys(name for line in lines for name in line["recipes"]):
+        for kind in ("inference", "training"):
+            each = [line["recipes"].get(recipe, {}).get(kind) for line in lines]
+            cells = [f"{one['gflops_per_second']:.0f} GFLOP/s, {one['share']:.0%}" if one else "–" for one in each]
+            rows.append([f"{recipe}, {kind}", *cells])
+    return markdown(heading, rows)
+
+
+def parts(lines: Sequence[Line]) -> str:
+    """Return the share of each part of a training step and of a prediction, a column for each case."""
+    columns = {f"{line['settings']['case']}, {line['settings']['precision']}": line for line in lines}
+    names = list(dict.fromkeys(name for line in lines for name in line["training"]))
+    rows = [
+        [name, *(f"{line['training'].get(name, 0.0) / line['step']:.1%}" for line in lines)]
+        for name in names
+        if any(line["training"].get(name, 0.0) > 0.001 * line["step"] for line in lines)
+    ]
+    rows.append(["**a step**", *(f"**{milliseconds(line['step'])}**" for line in lines)])
+    rows.append(["matching and losses, at most", *(f"{line['target']:.0%}" for line in lines)])
+    found = [name for name in names if any(name in line["inference"] for line in lines)]
+    wholes = [sum(line["inference"].values()) for line in lines]
+    rows += [
+        [f"predicting: {name}", *(f"{line['inference'].get(name, 0.0) / whole:.1%}" for line, whole in both)]
+        for name in found
+        if (both := list(zip(lines, wholes, strict=True)))
+    ]
+    rows.append(["**a prediction**", *(f"**{milliseconds(whole)}**" for whole in wholes)])
+    return markdown(["", *columns], rows)
+
+
+def growth(lines: Sequence[Line]) -> str:
+    """Return the seconds of every axis, one table below the other."""
+    rows = []
+    for line in lines:
+        for value, row in line["rows"].items():
+            what = f"{line['settings']['recipe']}, {line['settings']['axis']} {value}"
+            rows.append([what, *(milliseconds(seconds) for seconds in row.values())])
+    return markdown(["", *next(iter(lines[0]["rows"].values()))], rows)
+
+
+def large_data(lines: Sequence[Line]) -> str:
+    """Return what a data set of COCO's size costs, and the targets."""
+    line = lines[-1]
+    reading, start, libraries = (line[name] for name in ("reading", "start", "libraries"))
+    above = reading["peak_mb"] - libraries["peak_mb"]
+    rows = [
+        [
+            f"reading {line['settings']['boxes']:,} boxes, {line['file_mb']:.0f} MB",
+            f"{reading['reading_seconds']:.1f} s",
+            "15 s",
+        ],
+        ["most memory of it, libraries included", f"{reading['peak_mb']:.0f} MB", "1,024 MB"],
+        ["of it above the libraries", f"{above:.0f} MB", ""],
+        ["a run's first batch, from the start of its process", f"{start['with_start']:.1f} s", ""],
+    ]
+    for kind, label in (("uss_mb", "its own"), ("pss_mb", "with its part of what is shared")):
+        grown = line.get("workers", {}).get("growth", {}).get(kind)
+        rows.append(
+            [f"growth of a worker's memory over an epoch, {label}", f"{grown:.1%}" if grown is not None else "–", "5 %"]
+        )
+    return markdown(["", "measured", "at most"], rows)
+
+
+TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
+    "inference": inference,
+    "training": training,
+    "peaks": peaks,
+    "parts": parts,
+    "growth": growth,
+    "large_data": large_data,
+}

@@ -1,0 +1,117 @@
+"""A JSON file whose long lists never stand in memory: their items are handed on in blocks as they are read."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+BLOCK = 10_000  # items
+WINDOW = 1 << 20  # characters
+SPACE = re.compile(r"[ \t\n\r]*")
+# a list of lists of numbers, whole: three quarters of COCO's own file, and nobody reads them
+OUTLINE = re.compile(r'"segmentation"\s*:\s*\[\s*(?:\[[^][{}"]*\][\s,]*)*\]')
+
+Reduce = Callable[[int, list[Any]], Any]
+
+
+def read_json(path: Path, long: Mapping[str, Reduce], constant: Callable[[str], Any]) -> Any:
+    """Return the content of a file, each list that `long` names at the top as what is made of its blocks.
+
+    A block comes with the number of its first item; an empty list is one empty block. Outlines of objects are left
+    out. `constant` is called for NaN and the infinities. What is no JSON is a JSONDecodeError with the place in the
+    whole file.
+    """
+    decoder = json.JSONDecoder(parse_constant=constant)
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            return Window(file, decoder).content(long)
+        except json.JSONDecodeError:
+            file.seek(0)
+            decoder.decode(file.read())  # which names the place
+            raise
+
+
+class Window:
+    """Read values one after the other from a text of which only a part is in memory."""
+
+    def __init__(self, file: TextIO, decoder: json.JSONDecoder):
+        self.file, self.decoder, self.text, self.at = file, decoder, "", 0
+
+    def more(self) -> bool:
+        """Read on, twice as far where one value fills the window; say whether there was more."""
+        piece = self.file.read(max(WINDOW, len(self.text) - self.at))
+        if piece:
+            self.text, self.at = OUTLINE.sub('"segmentation":0', self.text[self.at :] + piece), 0
+        return bool(piece)
+
+    def symbol(self) -> str:
+        """Return the next character that is no space without passing it; at the end ""."""
+        while True:
+            self.at = SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
+            if self.at < len(self.text) or not self.more():
+                return self.text[self.at : self.at + 1]
+
+    def passes(self, symbol: str) -> bool:
+        """Pass that symbol if it is the next; say whether it was."""
+        found = self.symbol() == symbol
+        self.at += found
+        return found
+
+    def must_pass(self, symbol: str) -> None:
+        """Pass that symbol, or refuse the text."""
+        if not self.passes(symbol):
+            raise json.JSONDecodeError(f"Expecting {symbol!r}", self.text, self.at)
+
+    def value(self) -> Any:
+        """Return the next value, whole."""
+        self.symbol()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.at)
+            except json.JSONDecodeError:
+                if not self.more():
+                    raise
+                continue
+            if end < len(self.text) or not self.more():  # a number could go on behind the window
+                self.at = end
+                return value
+
+    def content(self, long: Mapping[str, Reduce]) -> Any:
+        """Return the whole text's value."""
+        if not self.passes("{"):
+            content = self.value()
+        else:
+            content, empty = {}, self.passes("}")
+            while not empty:
+                key = self.value() if self.symbol() == '"' else self.must_pass('"')
+                self.must_pass(":")
+                content[key] = self.blocks(long[key]) if key in long and self.symbol() == "[" else self.value()
+                if not self.passes(","):
+                    self.must_pass("}")
+                    break
+        if self.symbol():
+            raise json.JSONDecodeError("Extra data", self.text, self.at)
+        return content
+
+    def blocks(self, reduce: Reduce) -> list[Any]:
+        """Return what is made of each block of the list that comes."""
+        reduced, first, block = [], 0, []
+        for item in self.items():
+            block.append(item)
+            if len(block) == BLOCK:
+                reduced.append(reduce(first, block))
+                first, block = first + BLOCK, []
+        if block or not reduced:
+            reduced.append(reduce(first, block))
+        return reduced
+
+    def items(self) -> Iterator[Any]:
+        """Yield the items of the list that comes."""
+        self.must_pass("[")
+        if self.passes("]"):
+            return
+        yield self.value()
+        while self.passes(","):
+            yield self.value()
+        self.must_pass("]")

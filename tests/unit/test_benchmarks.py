@@ -1,0 +1,152 @@
+"""Every benchmark of speed runs, on models and data too small to say anything, and writes a line that makes a table."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from lucidetr.categories import Categories
+from lucidetr.errors import InputError
+from lucidetr.structures import Detections
+
+ROOT = Path(__file__).parents[2]
+CATEGORIES = Categories(ids=(1, 2, 3, 4, 5), names=tuple("abcde"))
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """A function that runs a benchmark and returns the lines it wrote; benchmarks are no part of the package."""
+    monkeypatch.syspath_prepend(ROOT)
+    measure = import_module("benchmarks.measure")
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results.jsonl")
+
+    def run(name, *options):
+        import_module(f"benchmarks.{name}").main(options)
+        return [json.loads(text) for text in measure.RESULTS.read_text().splitlines()]
+
+    return run
+
+
+def table(lines, name):
+    return import_module("benchmarks.table").TABLES[name](lines)
+
+
+QUICK = ("--quick", "--runs", "1")
+
+
+def test_inference(bench, capsys):
+    contenders = "lucidetr bf16,transformers fp32,transformers bf16"
+    options = ("--sides", "64x64", "64x85", "--batches", "2", "--contenders", contenders)
+    lines = bench("inference", *QUICK, *options)
+    assert [line["settings"]["side"] for line in lines] == ["64x64", "64x85"]
+    for line in lines:
+        assert list(line["seconds"]) == ["lucidetr fp32", *contenders.split(",")]
+        assert max(line["differences"]["transformers fp32"]) < 1e-4
+        assert 1e-4 < max(line["differences"]["transformers bf16"]) < 0.5
+    assert "| transformers fp32 |" in table(lines, "inference")
+
+
+def test_inference_refuses_an_unknown_contender(bench):
+    with pytest.raises(InputError, match="unknown contender transformers fp3: did you mean transformers fp32"):
+        bench("inference", "--contenders", "transformers fp3")
+
+
+def test_what_is_found_is_compared_box_by_box(bench):
+    inference = import_module("benchmarks.inference")
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0], [0.0, 0.0, 5.0, 5.0]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1, 2, 3])
+    mine = Detections(boxes, scores, labels, CATEGORIES)
+    shifted = Detections(
+        boxes.flip(0) + torch.tensor([0.0, 0.0, 0.0, 1.0]), scores.flip(0) - 0.05, labels.flip(0), CATEGORIES
+    )
+    overlap, score = inference.difference(mine, shifted)
+    assert overlap == pytest.approx(1 / 11)
+    assert score == pytest.approx(0.05)
+    other_labels = Detections(boxes, scores, labels + 1, CATEGORIES)
+    assert inference.difference(mine, other_labels) == (1.0, 1.0)
+
+
+def test_training_steps_lose_the_same(bench):
+    (line,) = bench("training", *QUICK, "--side", "64", "--losses", "3", "--precisions", "fp32")
+    assert line["largest_difference"] < 1e-4
+    assert line["losses"][-1][0] < line["losses"][0][0]
+    assert line["settings"]["learning"] > 0
+    assert "| fp32, 64, batch 2 |" in table([line], "training")
+
+
+def test_peaks(bench):
+    options = ("--matrix", "128", "--precisions", "fp32", "--recipes", "lucid-xs")
+    (line,) = bench("peaks", *QUICK, *options)
+    inference, training = (line["recipes"]["lucid-xs"][kind] for kind in ("inference", "training"))
+    assert line["peaks"].keys() == {"matrix", "convolution"}
+    assert training["gflops"] > 2 * training["batch"] * inference["gflops"] > 0
+    assert 0 < inference["share"] < 1
+    assert "| lucid-xs, training |" in table([line], "peaks")
+
+
+def test_parts_add_up_to_a_step(bench):
+    lines = bench("parts", *QUICK)
+    assert [line["settings"]["case"] for line in lines] == ["detr-r50", "detr-r50, crowded", "lucid-xs"]
+    for line in lines:
+        alone = line["training"]["… the matching alone"]
+        assert sum(line["training"].values()) - alone == pytest.approx(line["step"], rel=0.2)
+        assert {"backbone, stage 2", "decoder", "backward", "matching and losses"} <= line["training"].keys()
+        assert {"backbone, stem", "heads"} <= line["inference"].keys()
+    assert lines[0]["training"]["reading and decoding"] > 0 == lines[2]["training"]["reading and decoding"]
+    assert "| **a step** |" in table(lines, "parts")
+
+
+def test_a_stopwatch_counts_what_runs_inside_for_itself(bench, monkeypatch):
+    steps = import_module("benchmarks.steps")
+    clock = iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: next(clock))
+    watch = steps.Stopwatch()
+    with watch.part("outer"), watch.part("inner"):
+        pass
+    assert watch.take() == {"outer": 1.0 + 4.0, "inner": 2.0}
+
+
+def test_growth(bench):
+    options = ("--sides", "64", "96", "--objects", "3", "--queries", "20", "--batches", "1")
+    lines = bench("growth", *QUICK, *options)
+    assert [line["settings"]["axis"] for line in lines] == ["side", "objects", "queries", "batch"]
+    assert list(lines[0]["rows"]) == ["64", "96"]
+    assert "| lucid-s, side 96 |" in table(lines, "growth")
+
+
+def test_large_data(bench, monkeypatch, tmp_path):
+    large = import_module("benchmarks.large_data")
+    here = {"in_own_process": lambda work, *given: large.measured(work, given) | {"with_start": 1.0}, "LINKS": 50}
+    for name, value in here.items():
+        monkeypatch.setattr(large, name, value)
+    options = ("--images", "400", "--boxes", "3000", "--workers", "1", "--folder", str(tmp_path / "data"))
+    (line,) = bench("large_data", *options)
+    assert line["reading"]["objects"] == 3000
+    assert line["start"]["first_batch"] == large.BATCH
+    assert line["workers"]["steps"] == 400 // large.BATCH
+    assert "| reading 3,000 boxes" in table([line], "large_data")
+
+
+def test_a_page_is_filled_from_the_newest_lines(bench, tmp_path):
+    table_module = import_module("benchmarks.table")
+    base = {"benchmark": "training", "machine": "two", "amx": False, "device": "cpu", "threads": 1}
+    base |= {"versions": {"torch": "2", "transformers": "5"}, "settings": {"precision": "fp32", "side": 64, "batch": 2}}
+    lines = [base | {"seconds": {"lucidetr": [own], "transformers": [3.0]}} for own in (1.0, 2.0)]
+    import_module("benchmarks.measure").RESULTS.write_text("\n".join(map(json.dumps, lines)))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- training -->\nold\n<!-- end -->\nafter\n<!-- peaks -->\n<!-- end -->\n")
+    table_module.main([str(page)])
+    text = page.read_text()
+    assert "two, 1 threads, torch 2, transformers 5:" in text
+    assert "| fp32, 64, batch 2 | 2.00 s | 3.00 s (1.50 ×) | – |" in text
+    assert "old" not in text
+    assert text.startswith("before\n") and "after\n<!-- peaks -->\nNot measured yet.\n" in text
+
+
+def test_the_page_has_a_place_for_every_table():
+    text = (ROOT / "docs" / "performance.md").read_text()
+    assert all(
+        f"<!-- {name} -->" in text for name in ("inference", "training", "peaks", "parts", "growth", "large_data")
+    )
