@@ -275,9 +275,7 @@ def test_a_reading_process_that_is_not_forked_can_be_given_every_data_set(tmp_pa
     images = ImageConfig(size=48, resize="square")
     change = build_augmentation(AugmentationConfig(), images)
     for dataset in (stored, stored.subset(np.array([2, 0]), "some"), open_dataset("generated:digits?train=3", "train")):
-        steps = _Steps(
-            dataset, config.images, build_augmentation(config.augmentation, config.images), 0, (2, 2, (0, 1))
-        )
+        steps = _Steps(dataset, images, change, 0, (2, 2, (0, 1)))
         again = pickle.loads(pickle.dumps(steps))  # noqa: S301, what was pickled here
         assert torch.equal(again.dataset.image(1), dataset.image(1))
         assert torch.equal(again.parts(0, 0.0)[0].images, steps.parts(0, 0.0)[0].images)

@@ -26,6 +26,8 @@ class Options:
     """Write all findings into this file."""
     sheet: str = ""
     """Draw a sheet of pictures with their boxes into this file (of data that can be read)."""
+    html: str = ""
+    """Write numbers, findings and the worst pictures as one page into this file."""
     all: bool = False
     """Print every finding, not only the first few of each kind."""
 
@@ -35,6 +37,7 @@ def run(arguments: list[str]) -> None:
     options = tyro.cli(Options, args=arguments, prog="lucidetr doctor")
     if options.data.startswith("generated:"):
         raise InputError(f"{options.data} is generated and sound; doctor examines folders")
+    refuse_inside(options)
 
     from lucidetr.data.doctor import diagnose, summary_table
 
@@ -52,11 +55,26 @@ def run(arguments: list[str]) -> None:
         Path(options.json).write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
     if options.sheet:
         _draw(options)
+    if options.html:
+        from lucidetr.data.doctor_page import write_page
+
+        write_page(report, Path(options.html))
+        print(f"page: {options.html}")
     errors = sum(finding.severity == "error" for finding in report.findings)
     others = len(report.findings) - errors
     print(f"{errors} faults, {others} things that are odd" if report.findings else "sound")
     if errors:
         sys.exit(1)
+
+
+def refuse_inside(options: Options) -> None:
+    """Refuse a file that would be written into the data set."""
+    source = Path(options.data).resolve()
+    folder = source if source.is_dir() else source.parent
+    for name in ("json", "sheet", "html"):
+        given = getattr(options, name)
+        if given and source.exists() and Path(given).resolve().is_relative_to(folder):
+            raise InputError(f"--{name} {given} lies in the data set {folder}, which stays as it is; write elsewhere")
 
 
 def _draw(options: Options) -> None:

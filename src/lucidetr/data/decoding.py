@@ -26,6 +26,7 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise InputError(f"{path}: {width} × {height} pixels are more than {MAX_PIXELS:,}; make it smaller")
+                image.filename = ""  # else Pillow maps plain TIFFs into memory, and mixes up the rows of turned ones
                 return from_pillow(image)
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None

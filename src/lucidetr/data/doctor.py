@@ -1,7 +1,7 @@
 """A data set's state of health: what it holds, and everything that is wrong or odd about it."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Report:
     format: str
     splits: list[SplitSummary]
     findings: list[Finding]
+    raws: list[Raw] = field(default_factory=list, repr=False)
+    """What was read, for pictures of it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is written to a file."""
@@ -49,7 +51,7 @@ def diagnose(source: Path, num_queries: int = 0) -> Report:
     """Read a data set as far as it can be read, decode every picture, and say all that is wrong. It only reads."""
     form, raws = read_raw(source)
     findings = examine(raws, num_queries)
-    return Report(str(source), form, [summarise(raw) for raw in raws if raw.pictures], findings)
+    return Report(str(source), form, [summarise(raw) for raw in raws if raw.pictures], findings, raws)
 
 
 def summarise(raw: Raw) -> SplitSummary:

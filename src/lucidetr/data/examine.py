@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from lucidetr.data.decoding import MAX_PIXELS
 from lucidetr.data.faults import EDGE_TOLERANCE, listing
 from lucidetr.data.raw import Finding, Picture, Raw
-from lucidetr.data.yolo import EXIF_ORIENTATION, TURNED
+from lucidetr.data.yolo import EXIF_ORIENTATION, TURNED, upright_sides
 
 SMALLEST_BOX = 2.0  # pixels: less is a slip of the mouse
 SMALLEST_SIDE = 32
@@ -74,6 +74,7 @@ def look_at(raw: Raw, picture: Picture) -> tuple[str, int] | None:
                     raw.error("image-huge", f"{path}: {size} pixels are more than {MAX_PIXELS:,}; make it smaller")
                     return None
                 _header(raw, picture, image)
+                image.filename = ""  # see decoding.py
                 image.load()
                 return hashlib.sha256(content).hexdigest(), fingerprint(image)
     except Image.DecompressionBombError as error:
@@ -88,8 +89,7 @@ def look_at(raw: Raw, picture: Picture) -> tuple[str, int] | None:
 def _header(raw: Raw, picture: Picture, image: Image.Image) -> None:
     """Compare what the file says of itself with what the data set says, and note odd modes and shapes."""
     path, (width, height) = picture.path, image.size
-    turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
-    upright = (height, width) if turned else (width, height)
+    turned, upright = image.getexif().get(EXIF_ORIENTATION) in TURNED, upright_sides(image)
     stated = (picture.width, picture.height)
     if picture.width is None:
         picture.width, picture.height = upright

@@ -233,14 +233,17 @@ def _annotation(raw: Raw, place: str, entry: dict[str, Any], rows: dict[int, int
 
 def raw_yolo(file: Path) -> list[Raw]:
     """Read every split of a data.yaml."""
-    whole = Raw("all")
+    whole, faults = Raw("all"), {}
     try:
         names = yolo.read_names(file)
-        splits = yolo.find_yolo(file)
+        splits = yolo.find_yolo(file, faults)
     except InputError as error:
         whole.error("yaml", str(error))
         return [whole]
-    return [_yolo_split(Raw(split, names=list(names.values())), pictures, names) for split, pictures in splits.items()]
+    read = [_yolo_split(Raw(split, names=list(names.values())), pictures, names) for split, pictures in splits.items()]
+    for split, fault in faults.items():
+        read.append(Raw(split, names=list(names.values()), findings=[Finding("yaml", "error", fault)]))
+    return read
 
 
 def _yolo_split(raw: Raw, pictures: list[Path], names: dict[int, str]) -> Raw:

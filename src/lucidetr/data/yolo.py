@@ -15,28 +15,41 @@ from lucidetr.errors import InputError
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 EXIF_ORIENTATION = 274
+TIFF_SIDES = (256, 257)  # tags of width and height as they are stored
 DEEPEST = 20  # lists in lists of a data.yaml
 
 
-def find_yolo(file: Path) -> dict[str, list[Path]]:
+def find_yolo(file: Path, faults: dict[str, str] | None = None) -> dict[str, list[Path]]:
     """Return the pictures of each split that a data.yaml names.
 
     `train`, `val` and `test` are folders, text files with a path on each line, or lists of either; relative ones
     start from `path`, from the yaml's own folder, or, as Roboflow writes ../train/images, from inside it. Absolute
-    or not, and links followed, all of them must lie in the yaml's own folder or in `path`.
+    or not, and links followed, all of them must lie in the yaml's own folder or in `path`. A split that cannot be
+    found is an InputError, or, where a dictionary is given, left out and its fault noted there.
     """
     content = _load(file)
-    found = {}
-    for split, words in SPLIT_WORDS.items():
-        given = next((content[word] for word in words if content.get(word)), None)
-        if given:
-            pictures = [path for each in _as_list(given) for path in _pictures(file, content, _text(file, split, each))]
-            if not pictures:
-                raise InputError(f"{file}: {split}: no picture in {given}; put some there, or take the line out")
-            found[split] = pictures
-    if not found:
+    given = {split: next((content[w] for w in words if content.get(w)), None) for split, words in SPLIT_WORDS.items()}
+    if not any(given.values()):
         raise InputError(f"{file}: it names no split; give train, and val or test, a folder of pictures each")
+    found = {}
+    for split, places in given.items():
+        try:
+            if places:
+                found[split] = _split(file, content, split, places)
+        except InputError as error:
+            if faults is None:
+                raise
+            faults[split] = str(error)
     return found
+
+
+def _split(file: Path, content: dict[Any, Any], split: str, given: Any) -> list[Path]:
+    """Return the pictures of one split, at least one."""
+    places = given if isinstance(given, list) else [given]
+    pictures = [path for each in places for path in _pictures(file, content, _text(file, split, each))]
+    if not pictures:
+        raise InputError(f"{file}: {split}: no picture in {given}; put some there, or take the line out")
+    return pictures
 
 
 def read_yolo(file: Path, pictures: list[Path], bad_boxes: BadBoxes = "refuse") -> Annotations:
@@ -169,10 +182,6 @@ def _pairs(names: dict[int, str]) -> list[str]:
     return [f"{number} {name}" for number, name in names.items()]
 
 
-def _as_list(given: Any) -> list:
-    return given if isinstance(given, list) else [given]
-
-
 def _pictures(file: Path, content: dict[Any, Any], given: str) -> list[Path]:
     """Return the pictures of a folder, or those that a text file lists."""
     root = file.parent / _text(file, "path", content.get("path") or "")
@@ -252,11 +261,17 @@ def upright_size(path: Path) -> tuple[int, int]:
     """Return height and width of a picture as it will be seen: upright. Only its header is read."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
+            width, height = upright_sides(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path}: not an image that can be read ({error})") from None
-    return (width, height) if turned else (height, width)
+    return height, width
+
+
+def upright_sides(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an opened picture as it will be seen; a TIFF may state them turned already."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags[tag] for tag in TIFF_SIDES) if image.format == "TIFF" else image.size
+    return (height, width) if image.getexif().get(EXIF_ORIENTATION) in TURNED else (width, height)
 
 
 def _common_folder(pictures: list[Path]) -> Path:

@@ -99,6 +99,8 @@ def _results(annotations: Annotations, detections: Sequence[Detections]) -> list
     known = set(annotations.categories.ids)
     rows = []
     for image_id, found in zip(annotations.image_ids.tolist(), detections, strict=True):
+        if not (found.boxes_xyxy.isfinite().all() and found.scores.isfinite().all()):
+            raise InputError(f"image {image_id}: a detection's box or score is nan or infinite; the model is broken")
         boxes = xyxy_to_xywh(found.boxes_xyxy.double()).tolist()
         for box, score, category_id in zip(boxes, found.scores.tolist(), found.category_ids, strict=True):
             if category_id not in known:

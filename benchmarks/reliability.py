@@ -1,0 +1,140 @@
+"""Run the tests of docs/reliability.md at any size and seed, and keep what came of it.
+
+    python -m benchmarks.reliability --kills 500 --damages 10000 --fuzz 200000 --sets 20000 --signals 200
+
+Each number is of cases of its kind; what is not named is not run. `--fuzz` is the number of mutated files of each kind:
+pictures, and COCO, VOC and YOLO annotations for training's readers and for the doctor's.
+"""
+
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from benchmarks.measure import note
+
+TESTS = Path(__file__).parents[1] / "tests"
+TURNS = 4  # kills of one run before it is left to end
+
+
+@dataclass(frozen=True)
+class Options:
+    """Break things at random, as often as asked for."""
+
+    kills: int = 0
+    """Runs killed without warning, every second one inside a save, and taken up again."""
+    damages: int = 0
+    """Damaged checkpoints."""
+    fuzz: int = 0
+    """Mutated files of each kind."""
+    sets: int = 0
+    """Random data sets evaluated here and by pycocotools."""
+    signals: int = 0
+    """Runs stopped by SIGTERM in every phase, and taken up again."""
+    seed: int = 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is asked for, append a line to results.jsonl for each kind, and end with 1 where anything failed."""
+    options = tyro.cli(Options, args=arguments or [], prog="python -m benchmarks.reliability")
+    sys.path.insert(0, str(TESTS))
+    asked = {name: work for name, work in KINDS.items() if getattr(options, name)}
+    sound = [run(name, work, options.seed, getattr(options, name)) for name, work in asked.items()]
+    if not asked:
+        print(f"nothing asked for; name some of --{', --'.join(KINDS)}")
+    if not all(sound):
+        sys.exit(1)
+
+
+def run(name: str, work: Callable[[Path, int, int], str], seed: int, number: int) -> bool:
+    """Do one kind of work, print and note what came of it, and say whether nothing failed."""
+    started, failure, details = time.monotonic(), "", ""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            details = work(Path(folder), seed, number)
+    except Exception as error:  # noqa: BLE001 whatever a test found is noted
+        traceback.print_exc()
+        failure = "; ".join([f"{type(error).__name__}: {error}"[:500], *getattr(error, "__notes__", [])])
+    seconds = round(time.monotonic() - started, 1)
+    print(f"{name}: {number}, seed {seed}, {seconds} s: {failure or 'nothing failed'}; {details}", flush=True)
+    note("reliability", {name: number, "seed": seed}, {"seconds": seconds, "failure": failure, "details": details})
+    return not failure
+
+
+def kill(folder: Path, seed: int, number: int) -> str:
+    """Kill runs again and again; what is left at the end must be as of a run that nobody killed."""
+    tests = import_module("learning.test_durability")
+    context = import_module("multiprocessing").get_context("forkserver")
+    context.set_forkserver_preload(["lucidetr.training.loop", "torch.utils.tensorboard"])
+    random, kills, runs = np.random.default_rng(seed), {"at random": 0, "inside a save": 0}, 0
+    first = context.Process(target=time.time)  # it waits for all imports
+    first.start()
+    first.join()
+    started = time.monotonic()
+    finish(tests.start(context, tests.short(folder / "whole")))
+    longest, expected = time.monotonic() - started, tests.fate(folder / "whole")
+    while sum(kills.values()) < number:
+        killed, runs = folder / f"killed-{runs}", runs + 1
+        for turn in range(TURNS):
+            process = tests.start(context, tests.short(killed, resume=True))
+            if turn % 2:
+                kills["inside a save"] += tests.kill_inside_a_save(process, random, killed)
+            else:
+                kills["at random"] += tests.kill_at_random(process, random, longest / 2)
+        finish(tests.start(context, tests.short(killed, resume=True)))
+        assert tests.fate(killed) == expected, f"run {runs - 1}"
+        assert not list(killed.rglob(".step-*.tmp")), f"run {runs - 1}"
+    return f"{kills}, {runs} runs"
+
+
+def finish(process) -> None:
+    """Wait for a run that nobody disturbs."""
+    process.join()
+    assert process.exitcode == 0
+
+
+def damage(folder: Path, seed: int, number: int) -> str:
+    """Damage checkpoints."""
+    import_module("unit.test_storage").test_damaged_checkpoints_are_found_named_and_passed_over(folder, seed, number)
+    return "eight kinds of damage"
+
+
+def mutate(folder: Path, seed: int, number: int) -> str:
+    """Mutate pictures and annotation files, and read each."""
+    tests = import_module("unit.test_hostile_input")
+    tests.test_mutated_pictures_are_read_or_refused(folder, seed, number)
+    failures = []
+    for read in (tests.train, tests.examine):
+        for make in tests.MAKERS:
+            own = folder / f"{read.__name__}-{make.__name__}"
+            own.mkdir()
+            try:
+                tests.test_mutated_annotations_are_read_or_refused(own, read, make, seed, number)
+            except Exception as error:  # noqa: BLE001 the other kinds are run all the same
+                failures.append(f"{own.name}: {type(error).__name__}: {error} {getattr(error, '__notes__', '')}"[:500])
+    assert not failures, failures
+    return "pictures, and three forms of annotations for two readers"
+
+
+def compare(folder: Path, seed: int, number: int) -> str:
+    """Evaluate random sets here and by pycocotools."""
+    import_module("oracle.test_coco_cases").compare_sets(seed, number)
+    return "twelve numbers each, to 1e-12"
+
+
+def stop(folder: Path, seed: int, number: int) -> str:
+    """Stop runs by SIGTERM."""
+    return str(dict(import_module("learning.test_signals").signals(folder, seed, number)))
+
+
+KINDS = {"kills": kill, "damages": damage, "fuzz": mutate, "sets": compare, "signals": stop}
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
