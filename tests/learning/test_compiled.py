@@ -16,6 +16,7 @@ from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training.memory import backward, largest_batch
 from lucidetr.training.precision import autocast
+from lucidetr.training.recompute import recompute
 
 torch.manual_seed(0)
 config = recipe("lucid-xs")
@@ -24,16 +25,25 @@ batch = largest_batch(config, open_dataset("generated:digits?train=4&val=1&size=
 model = DETR(config.model).train()
 precision = autocast("fp32", torch.device("cpu"))
 found = []
-for computing in (model, torch.compile(model)):
+sparing = DETR(config.model).train()
+sparing.load_state_dict(model.state_dict())
+recompute(sparing, compiled=True)
+# the second as it is with --compile, the third with --recompute --compile, as far as no machine code is written
+for model, computing in (
+    (model, model),
+    (model, torch.compile(model)),
+    (sparing, torch.compile(sparing, backend="aot_eager")),
+):
     model.zero_grad()
     backward(config, computing, batch, precision, batch.counts.tolist())
     found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-eager, compiled = found
-assert eager.keys() == compiled.keys()
+eager, *others = found
 largest = max(float(g.abs().max()) for g in eager.values())
-worst = max(float((eager[name] - compiled[name]).abs().max()) for name in eager) / largest
-print(worst)
-assert worst < 1e-4, worst
+for other in others:
+    assert eager.keys() == other.keys()
+    worst = max(float((eager[name] - other[name]).abs().max()) for name in eager) / largest
+    assert worst < 1e-4, worst
+assert int(sparing.backbone.stem.norm.num_batches_tracked) == 1, "a batch was counted twice"
 """
 
 BOXES = """

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from lucidetr.config import TrainConfig
 from lucidetr.data.dataset import open_dataset
@@ -16,7 +17,7 @@ from lucidetr.training import memory
 from lucidetr.training.loop import train
 from lucidetr.training.memory import backward, fitting_micro_batch, kept_for_backward, largest_batch
 from lucidetr.training.precision import autocast
-from lucidetr.training.recompute import recompute
+from lucidetr.training.recompute import recompute, standing
 
 FP32 = autocast("fp32", torch.device("cpu"))
 DATA = "generated:digits?train=8&val=2&size=64"
@@ -63,6 +64,16 @@ def test_a_copy_of_a_sparing_model_computes_with_its_own_weights():
         assert torch.equal(other(images, padding).logits, before)
 
 
+def test_no_batch_norm_remembers_what_it_sees_while_it_stands():
+    for kind in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        norm = kind(3).train()
+        with standing(norm):
+            # in one process a SyncBatchNorm computes as the other does, but asks for a GPU first
+            nn.BatchNorm2d.forward(norm, torch.randn(2, 3, 4, 4) + 5)
+        assert not norm.running_mean.any(), kind
+        assert (norm.num_batches_tracked, norm.momentum) == (0, 0.1), kind
+
+
 def test_what_fits_follows_from_the_memory_that_is_free(monkeypatch):
     config = setting(batch=64, micro_batch=0)
     annotations = open_dataset(DATA, "train").annotations
@@ -80,9 +91,17 @@ def test_what_fits_follows_from_the_memory_that_is_free(monkeypatch):
 
     assert fits(1000) == 64
     assert fits(40.5) == 32, "two parts of equal number rather than 40 and 24"
+    config = replace(config, recompute=True)
+    assert fits(40.5) == 16, "a stage that is computed again needs its room besides"
     assert fits(0.5) == 1, "less than one image is tried as one; preflight says that it does not fit"
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(b, a) for b, a in zip(before, model.buffers(), strict=True))
+
+    def full(*known):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(memory, "forward", full)
+    assert fitting_micro_batch(config, model, annotations, FP32, most=64) == 1, "preflight will name what does not fit"
 
 
 def test_two_images_keep_twice_what_one_does():

@@ -192,6 +192,11 @@ def test_a_split_set_aside_can_be_evaluated_and_other_data_take_no_ones_place(tr
     lucidetr("eval", run, "--data", root / "set", "--split", "val")
     assert json.loads((run / "metrics-val.json").read_bytes()) == json.loads(own)
     assert json.loads((run / "metrics-set-val.json").read_text())["images"] == 4
+    (run / "thresholds.json").write_text("of the best model")
+    lucidetr("eval", run / "last.safetensors")
+    assert json.loads((run / "metrics-last-val.json").read_text())["images"] == 2
+    assert json.loads((run / "metrics-val.json").read_bytes()) == json.loads(own)
+    assert (run / "thresholds.json").read_text() == "of the best model"
 
 
 def test_files_can_be_named_one_by_one(trained, tmp_path):

@@ -103,17 +103,17 @@ def test_names_that_meet_are_numbered(folder):
 
 def test_a_list_on_standard_input(folder, monkeypatch):
     paint(folder / "a[1].png")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("in/b.jpg\n\na[1].png\r\nin/deep"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"in/b.jpg\n\na[1].png\r\nin/deep")))
     assert found_places("-") == [
         ("in/b.jpg", "b.jpg"),
         ("a[1].png", "a[1].png"),
         ("in/deep/a.png", "a.png"),
         ("in/deep/c.PNG", "c.png"),
     ]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("in/*.png\n"))  # a list holds names, no patterns
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"in/*.png\n")))  # a list holds names, no patterns
     with pytest.raises(InputError, match=r"in/\*\.png: no such picture, video or folder"):
         find_sources(["-"], Path("out"))
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(InputError, match="no pictures: name files"):
         find_sources(["-"], Path("out"))
 

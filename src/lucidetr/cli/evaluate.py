@@ -71,19 +71,33 @@ def run(arguments: list[str]) -> None:
     print_crowds(by_crowd(annotations, found))
     rows = [row for i, each in zip(annotations.image_ids.tolist(), found, strict=True) for row in each.to_coco(i)]
     name = options.split if own_data(options, folder) else slug(options.json or options.data, options.split)
+    other = other_model(Path(options.model))
     for kind, content in (("metrics", metrics.to_dict()), ("detections", rows)):
-        path = folder / f"{kind}-{name}.json"
+        path = folder / f"{kind}-{other}{name}.json"
         write_atomically(path, json.dumps(content, indent=1).encode())
         print(f"written: {path}")
     best = best_threshold(annotations, found)
     print(say(best))
-    if options.split == "val" and not options.json and (own_data(options, folder) or not trained_on(folder)):
+    known = own_data(options, folder) or not trained_on(folder)
+    if options.split == "val" and known and not options.json and not other:
         path = folder / FILE  # by validation pictures alone: nothing is chosen by a test set
         if text := to_json(best, dataset.name):
             write_atomically(path, text.encode())
             print(f"written: {path}, for `predict --threshold best`")
         else:
             path.unlink(missing_ok=True)  # what an earlier model was best at
+
+
+def other_model(model: Path) -> str:
+    """Return how the files of a model begin that lies in a run's folder and is not the run's best; "" for all others.
+
+    >>> other_model(Path("runs/scenes"))
+    ''
+    """
+    from lucidetr.training.checkpoint import MODEL_FILES
+
+    beside = model.is_file() and (model.parent / "config.json").is_file() and model.name != MODEL_FILES[0]
+    return f"{model.stem}-" if beside else ""
 
 
 def own_data(options: Options, folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """What to predict on: files, folders, patterns and lists become pictures and frames, one after the other."""
 
 import glob
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,7 +54,7 @@ def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
     found: list[tuple[Path, Path]] = []
     for text in inputs:
         if text == "-":
-            for line in filter(None, (line.rstrip("\r\n") for line in sys.stdin)):
+            for line in filter(None, (os.fsdecode(line).rstrip("\r\n") for line in sys.stdin.buffer)):
                 found += _files(line, out, patterns=False)
         else:
             found += _files(text, out, patterns=True)

@@ -103,7 +103,7 @@ class Run:
         self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         freeze(self.model, config.freeze)
         if config.recompute:
-            recompute(self.model)  # type: ignore[arg-type]
+            recompute(self.model, config.compile)  # type: ignore[arg-type]
         if not config.micro_batch:
             config = self.config = self.fill_memory(config)
         computing: Any = torch.compile(self.model) if config.compile else self.model

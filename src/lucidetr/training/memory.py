@@ -22,7 +22,9 @@ from lucidetr.training.recompute import standing
 
 Precision = Callable[[], AbstractContextManager]
 USABLE = 0.8  # of the free memory
-BACKWARD = 1.3  # a step needs that many times what its forward pass keeps: gradients of features, the kernels' own room
+# a step needs that many times what its forward pass keeps: gradients of features, the kernels' own room; where features
+# are computed again, besides all that the largest stage keeps
+BACKWARD, RECOMPUTED = 1.3, 2.6
 
 
 def largest_size(config: TrainConfig, sizes: Int[np.ndarray, "image 2"]) -> tuple[int, int]:
@@ -87,14 +89,21 @@ def fitting_micro_batch(
 ) -> int:
     """Return how many images to pass at once: of a share of `most` images as many as fit, in parts of equal number.
 
-    Counted from what the worst image there can be needs; the run itself is left as it was.
+    Counted from what the worst image there can be needs; the run itself is left as it was. Where not even one fits the
+    answer is one, and `preflight` says so.
     """
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), standing(model):
-        kept = kept_for_backward(config, model, largest_batch(config, annotations, 1), precision)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), standing(model):
+            kept = kept_for_backward(config, model, largest_batch(config, annotations, 1), precision)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return 1
     learning = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     room = free_memory(device) * USABLE - 4 * learning  # gradients, AdamW's two moments, the moving average
-    fits = min(max(int(room / (BACKWARD * kept)), 1), most)
+    needed = kept * (RECOMPUTED if config.recompute else BACKWARD)
+    fits = min(max(int(room / needed), 1), most)
     return -(-most // -(-most // fits))
 
 
@@ -114,19 +123,24 @@ def kept_for_backward(config: TrainConfig, model: nn.Module, batch: Batch, preci
 
 
 def free_memory(device: torch.device) -> int:
-    """Return how many bytes are free: the device's, or of a processor's what the system and a container leave."""
+    """Return how many bytes are free for this process: the device's, or its share of what a system and container leave.
+
+    Where the system does not say, nothing is known to be free.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = []
     information = Path("/proc/meminfo")
     if information.is_file():
         lines = dict(line.split(":", 1) for line in information.read_text().splitlines())
         limits.append(1024 * int(lines["MemAvailable"].split()[0]))
+    elif hasattr(os, "sysconf"):  # macOS; half of what is installed
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
     container = Path("/sys/fs/cgroup")
     most, used = container / "memory.max", container / "memory.current"
     if most.is_file() and (text := most.read_text().strip()).isdigit():
         limits.append(max(int(text) - int(used.read_text()), 0))
-    return min(limits)
+    return min(limits, default=0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's ranks on this machine
 
 
 def peak_memory(device: torch.device) -> float | None:
