@@ -14,7 +14,7 @@ from PIL import Image
 from lucidetr.config import AugmentationConfig, ImageConfig, TrainConfig
 from lucidetr.data.batching import (
     CountFrom,
-    _Steps,
+    Steps,
     build_augmentation,
     evaluation_batches,
     step_samples,
@@ -25,6 +25,7 @@ from lucidetr.data.decoding import as_image, read_image
 from lucidetr.data.digits import DigitsConfig, parse
 from lucidetr.data.export import open_splits, write_splits
 from lucidetr.data.preprocessing import make_batch, prepare, resized_size
+from lucidetr.data.sheet import draw_augmented
 from lucidetr.data.transforms import Augmentation
 from lucidetr.errors import InputError
 from lucidetr.recipes import recipe
@@ -275,10 +276,29 @@ def test_a_reading_process_that_is_not_forked_can_be_given_every_data_set(tmp_pa
     images = ImageConfig(size=48, resize="square")
     change = build_augmentation(AugmentationConfig(), images)
     for dataset in (stored, stored.subset(np.array([2, 0]), "some"), open_dataset("generated:digits?train=3", "train")):
-        steps = _Steps(dataset, images, change, 0, (2, 2, (0, 1)))
+        steps = Steps(dataset, images, change, 0, (2, 2, (0, 1)))
         again = pickle.loads(pickle.dumps(steps))  # noqa: S301, what was pickled here
         assert torch.equal(again.dataset.image(1), dataset.image(1))
         assert torch.equal(again.parts(0, 0.0)[0].images, steps.parts(0, 0.0)[0].images)
+
+
+def test_the_sheet_of_augmentations_shows_what_training_will_see():
+    dataset = open_dataset("generated:digits?train=6&val=1&size=48", "train")
+    still = AugmentationConfig(flip=0, scales=(), crop=0, zoom=0, shift=0, colour=0)
+    config = replace(recipe("lucid-xs"), images=ImageConfig(size=48, resize="square"), augmentation=still)
+
+    def cells(config):
+        whole = np.asarray(draw_augmented(dataset, config, number=2, versions=3))
+        assert whole.shape == (2 * 56 + 8, 4 * 56 + 8, 3), "two rows of one picture and three versions"
+        parts = [[whole[8 + 56 * row :, 8 + 56 * column :][:48, :48] for column in range(4)] for row in (0, 1)]
+        return [[part.astype(float) for part in row] for row in parts]
+
+    for row in cells(config):
+        assert all(np.abs(row[0] - other).mean() < 2 for other in row[1:]), "all changes are off"
+    before, after = cells(config), cells(replace(config, augmentation=replace(still, flip_vertical=1.0)))
+    for plain, row in zip(before, after, strict=True):
+        assert np.array_equal(row[0], plain[0]), "the first is the picture as it is"
+        assert all(np.abs(row[0] - other).mean() > 10 for other in row[1:]), "the others stand on their heads"
 
 
 def test_a_set_without_validation_is_split_the_same_way_each_time(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from lucidetr.config import AugmentationConfig, ImageConfig
+from lucidetr.data import sheet
 from lucidetr.data.dataset import open_dataset
 from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
@@ -69,13 +70,13 @@ def test_the_first_batch_is_drawn_as_the_model_sees_it(scenes):
         assert mine.image_ids == theirs.image_ids
         assert torch.equal(mine.images, theirs.images)
         assert torch.equal(mine.boxes_cxcywh, theirs.boxes_cxcywh)
-    cell = np.asarray(next(preflight.draw_part(parts[0], config.images, tuple("0123456789"))))
-    pixels = preflight.denormalise(parts[0].images, config.images)[0].permute(1, 2, 0).numpy()
+    cell = np.asarray(next(sheet.draw_batch(parts[0], config.images, tuple("0123456789"))))
+    pixels = sheet.denormalise(parts[0].images, config.images)[0].permute(1, 2, 0).numpy()
     assert cell.shape == pixels.shape == (64, 64, 3)
     drawn = (cell != pixels).any(-1)
     assert 0.02 < drawn.mean() < 0.9  # boxes and captions; the rest is the picture itself
-    sheet = preflight.draw_batch(parts, config.images, tuple("0123456789"))
-    assert sheet.size == (2 * (64 + 8) + 8, 2 * (64 + 8) + 8)
+    whole = preflight.draw_batches(parts, config.images, tuple("0123456789"))
+    assert whole.size == (2 * (64 + 8) + 8, 2 * (64 + 8) + 8)
 
 
 def test_a_model_that_does_not_see_the_picture_is_noticed(tmp_path, scenes):

@@ -6,12 +6,19 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lucidetr.config import TrainConfig
 from lucidetr.errors import InputError, did_you_mean
+from lucidetr.fields import to_dict
+from lucidetr.recipes import recipe
+
+AUGMENTED, VERSIONS = 4, 5  # pictures of a sheet, and how often each
 
 HELP = """\
 lucidetr data convert SOURCE FOLDER --to coco|yolo|voc   any data set, generated ones too, as a new folder
 lucidetr data split SOURCE FOLDER --val 0.2 --test 0.1   a set without splits, divided at random
 lucidetr data sample SOURCE SHEET.png                    a sheet of pictures with their boxes
+lucidetr data augment RECIPE --data SOURCE --out SHEET.png
+                                                         pictures as a run's first epochs see them; any setting of train
 lucidetr data write generated:digits FOLDER              the same as convert --to coco
 """
 
@@ -87,11 +94,9 @@ def sample(arguments: list[str]) -> None:
     options = tyro.cli(Sample, args=arguments, prog="lucidetr data sample")
 
     from lucidetr.data.dataset import open_dataset
-    from lucidetr.data.sheet import SHEET_SUFFIXES, draw_sheet
+    from lucidetr.data.sheet import draw_sheet
 
-    path = Path(options.sheet)
-    if path.suffix.lower() not in SHEET_SUFFIXES:
-        raise InputError(f"{path}: give the sheet a name that ends in one of {', '.join(SHEET_SUFFIXES)}")
+    path = sheet_path(options.sheet)
     if options.images < 1:
         raise InputError(f"--images {options.images}: at least 1")
     dataset = open_dataset(options.source, options.split, options.bad_boxes)
@@ -100,13 +105,40 @@ def sample(arguments: list[str]) -> None:
     print(f"{min(options.images, len(dataset))} of {len(dataset)} images of {dataset.name}: {path}")
 
 
+def augment(arguments: list[str]) -> None:
+    """Draw some pictures as training changes them, and say which changes are on."""
+    named = bool(arguments) and not arguments[0].startswith("-")
+    base = recipe(arguments[0] if named else "lucid-xs")
+    config = tyro.cli(TrainConfig, default=base, args=arguments[named:], prog="lucidetr data augment [RECIPE]")
+
+    from lucidetr.data.dataset import open_training_data
+    from lucidetr.data.sheet import draw_augmented
+
+    path = sheet_path(config.out)
+    dataset, _, _ = open_training_data(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_augmented(dataset, config, AUGMENTED, VERSIONS).save(path)
+    print(f"{config.recipe}: {', '.join(f'{k} {v}' for k, v in to_dict(config.augmentation).items())}")
+    print(f"left as they are, then as {VERSIONS} epochs see them: {path}")
+
+
+def sheet_path(text: str) -> Path:
+    """Return the path of a sheet; a name that is not a picture's is an InputError."""
+    from lucidetr.data.sheet import SHEET_SUFFIXES
+
+    path = Path(text)
+    if path.suffix.lower() not in SHEET_SUFFIXES:
+        raise InputError(f"{path}: give the sheet a name that ends in one of {', '.join(SHEET_SUFFIXES)}")
+    return path
+
+
 def tell(counts: dict[str, int], folder: Path) -> None:
     """Say what was written."""
     for name, count in counts.items():
         print(f"{name}: {count} images in {folder}")
 
 
-JOBS = {"convert": convert, "split": split, "sample": sample, "write": convert}
+JOBS = {"convert": convert, "split": split, "sample": sample, "augment": augment, "write": convert}
 
 
 def run(arguments: list[str]) -> None:

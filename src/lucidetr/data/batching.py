@@ -90,7 +90,7 @@ class CountFrom:
 FROM_THE_START = CountFrom()
 
 
-class _Steps(TorchDataset):
+class Steps(TorchDataset):
     """Make the batches of one optimiser step, by its number and progress: what a worker process is asked for."""
 
     def __init__(self, dataset: Dataset, images: ImageConfig, augmentation: Change, seed: int, cut: tuple):
@@ -146,7 +146,7 @@ def training_steps(
     `batch` counts the images of all ranks and must divide by their number; what is yielded is the share's own. The
     counting is done in this process, up to two steps for each worker ahead of the step that is taken.
     """
-    steps = _Steps(dataset, images, augmentation, seed, (batch, micro_batch, share))
+    steps = Steps(dataset, images, augmentation, seed, (batch, micro_batch, share))
     own = torch.Generator()  # the loader draws a number when it starts; not from the model's random state
     loader = DataLoader(
         steps,

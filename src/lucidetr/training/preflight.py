@@ -9,17 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from lucidetr.boxes import cxcywh_to_xyxy
 from lucidetr.config import ImageConfig, ModelConfig, TrainConfig
 from lucidetr.data.annotations import Annotations
 from lucidetr.data.batching import build_augmentation, training_steps
 from lucidetr.data.dataset import Dataset
-from lucidetr.data.sheet import CELL, arrange
-from lucidetr.drawing import draw_boxes
+from lucidetr.data.sheet import CELL, arrange, draw_batch
 from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import evaluate
 from lucidetr.evaluation.detect import detect
@@ -53,7 +50,7 @@ def preflight(
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         parts = first_batch(config, dataset)
-        sheet = draw_batch(parts, config.images, dataset.annotations.categories.names)
+        sheet = draw_batches(parts, config.images, dataset.annotations.categories.names)
         if drawing:
             write_atomically(drawing, as_png(sheet))
         trial = copy.deepcopy(model)
@@ -111,32 +108,9 @@ def first_batch(config: TrainConfig, dataset: Dataset) -> list[Batch]:
     return next(training_steps(dataset, config.images, change, seed=config.seed, **cut))
 
 
-def draw_batch(parts: list[Batch], images: ImageConfig, names: tuple[str, ...]) -> Image.Image:
+def draw_batches(parts: list[Batch], images: ImageConfig, names: tuple[str, ...]) -> Image.Image:
     """Return a sheet of the first images of a batch, padding included, with boxes and category names."""
-    return arrange([cell for part in parts for cell in draw_part(part, images, names)][:DRAWN], CELL)
-
-
-def draw_part(part: Batch, images: ImageConfig, names: tuple[str, ...]) -> Iterator[Image.Image]:
-    """Yield each image of a batch with its boxes."""
-    pixels = denormalise(part.images, images)
-    for i, count in enumerate(part.counts.tolist()):
-        seen = ~part.padding[i]
-        height, width = int(seen.any(1).sum()), int(seen.any(0).sum())
-        boxes = cxcywh_to_xyxy(part.boxes_cxcywh[i, :count]) * torch.tensor([width, height, width, height])
-        labels = part.labels[i, :count].tolist()
-        yield draw_boxes(pixels[i], boxes, [names[label] for label in labels], labels)
-
-
-def denormalise(
-    pixels: Float[Tensor, "batch 3 height width"], images: ImageConfig
-) -> UInt8[Tensor, "batch 3 height width"]:
-    """Return normalised pixels as pictures; what was padded has the mean's colour.
-
-    >>> denormalise(torch.zeros(1, 3, 1, 1), ImageConfig(mean=(0.0, 0.5, 1.0))).flatten().tolist()
-    [0, 128, 255]
-    """
-    mean, std = (torch.tensor(each)[:, None, None] for each in (images.mean, images.std))
-    return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return arrange([cell for part in parts for cell in draw_batch(part, images, names)][:DRAWN], CELL)
 
 
 def as_png(picture: Image.Image) -> bytes:
