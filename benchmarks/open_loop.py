@@ -31,7 +31,7 @@ async def ask(host: str, port: int, request: bytes) -> int:
 
 def request_of(picture: bytes) -> bytes:
     """Return a whole request for the objects in a picture."""
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(picture)}\r\n\r\n"
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(picture)}\r\n\r\n"
     return head.encode() + picture
 
 

@@ -199,6 +199,23 @@ def test_playing_goes_from_the_first_to_the_last_layer(visit, tmp_path):
     assert page.inner_text("#row-said") == "layer 3"
 
 
+def test_a_new_picture_stops_what_plays(visit, tmp_path):
+    page, held = visit(), []
+    upload(page, file_of(tmp_path))
+    page.click("label[for=view-layers]")
+    page.wait_for_selector("#scores tr")
+    page.route("**/predict*", lambda route: held.append(route))
+    page.click("#play")
+    page.set_input_files("#file", file_of(tmp_path, "next.png", seed=1))
+    until(page, held)
+    page.wait_for_timeout(1000)  # longer than a layer is shown
+    held[0].continue_()
+    wait_for(page, "in next.png")
+    page.click("label[for=view-layers]")
+    page.wait_for_selector("#how:not([hidden])")
+    assert page.inner_text("#row-said") == "layer 3"
+
+
 def test_a_click_into_the_picture_takes_the_smallest_box_under_it(visit, run, tmp_path):
     page, file = visit(), file_of(tmp_path)
     upload(page, file)
@@ -274,6 +291,11 @@ def test_a_busy_service_is_asked_again_and_other_refusals_are_shown(visit, tmp_p
     page.route("**/look", lambda route: route.fulfill(status=409, json={"error": "an exported model has no inside"}))
     page.click("label[for=view-layers]")
     wait_for(page, "an exported model has no inside")
+    page.unroute("**/look")
+    page.click("label[for=view-boxes]")
+    page.click("label[for=view-layers]")
+    page.wait_for_selector("#scores tr")
+    assert page.locator("#error").is_hidden()
 
 
 def test_names_of_files_and_classes_stay_text(visit, tmp_path):

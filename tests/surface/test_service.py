@@ -1,16 +1,20 @@
 """The service as its clients meet it, friendly and hostile: the answers are those of Python, refusals are plain."""
 
+import asyncio
 import io
 import json
+import multiprocessing
 import os
 import random
 import re
+import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +34,12 @@ from lucidetr import load
 from lucidetr.categories import Categories
 from lucidetr.config import ModelCard
 from lucidetr.data.dataset import open_dataset
-from lucidetr.deployment.service.limits import picture_of
-from lucidetr.deployment.service.messages import Job, Settings
+from lucidetr.deployment.service import keeper
+from lucidetr.deployment.service.app import Service
+from lucidetr.deployment.service.keeper import Keeper
+from lucidetr.deployment.service.limits import Uploads, picture_of
+from lucidetr.deployment.service.messages import Answer, Job, Sample, Settings
+from lucidetr.deployment.service.metrics import Metrics
 from lucidetr.deployment.service.worker import answers
 from lucidetr.errors import InputError
 from lucidetr.fields import to_dict
@@ -54,7 +62,9 @@ class Server:
         self.log = run / f"log-{time.monotonic_ns()}.txt"
         with open(self.log, "wb") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment)
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
+            )
         self.said = self.process.stdout.readline().decode()
         found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)  \(Ctrl-C stops\)\n", self.said)
         assert found, self.said + self.log.read_text()
@@ -148,10 +158,11 @@ def slow_clients():
 @pytest.fixture(scope="module")
 def server(run, slow_clients):
     server = Server(run, *OPTIONS)
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\n"
     server.slow_body = slow_clients.submit(timed, server, head + b"some", 15.0)
     server.slow_head = slow_clients.submit(timed, server, head[:30], 15.0)
     server.silent = slow_clients.submit(timed, server, b"", 15.0)
+    server.greedy = slow_clients.submit(asks_and_takes_nothing, server, 20.0)
     yield server
     if server.process.poll() is None:
         server.stop()
@@ -161,6 +172,20 @@ def server(run, slow_clients):
 def timed(server, content, seconds):
     started = time.monotonic()
     return server.raw(content, seconds), time.monotonic() - started
+
+
+def asks_and_takes_nothing(server, seconds):
+    """Send many requests at once, read nothing, and return whether the connection was ended, and after how long."""
+    started = time.monotonic()
+    with closing(socket.socket()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(2)
+        connection.connect(("127.0.0.1", server.port))
+        with suppress(TimeoutError):  # it takes no more of them before it could answer
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3000)
+        ended = select.poll()
+        ended.register(connection, 0)  # only of its end
+        return bool(ended.poll(1000 * seconds)), time.monotonic() - started
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +291,7 @@ def test_every_refusal_is_a_plain_sentence_with_safe_headers(server, pictures):
     cases = [
         (server.client.get("/nowhere"), 404, "nothing at /nowhere"),
         (server.client.get("/samples/6"), 404, "no sample picture 6"),
+        (server.client.get("/samples/" + "9" * 5000), 404, "no sample picture 99999999999999999999;"),
         (server.client.get("/predict"), 405, "/predict does not take GET"),
         (server.predict(b"broken"), 400, "not a picture that can be read (6 bytes)"),
         (server.predict(pictures[0][:500]), 400, "damaged or truncated picture of 500 bytes"),
@@ -301,7 +327,7 @@ def bomb(width, height):
 
 
 def test_too_large_a_body_is_refused_when_it_is_announced_and_when_it_is_not(server):
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
     announced, seconds = timed(server, head + b"Content-Length: 1000001\r\n\r\n", 10.0)
     assert announced.startswith(b"HTTP/1.1 413 ")
     assert b"the body has more than 1,000,000 bytes" in announced
@@ -319,12 +345,12 @@ def test_what_is_not_http_is_answered_and_ended(server):
     for content in (
         b"\x16\x03\x01\x00\xa5\x01\x00",
         b"GET\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 99_999,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nA: " + b"b" * 99_999,
     ):
         answer = server.raw(content)
         assert answer.startswith(b"HTTP/1.1 400 "), answer
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"].startswith("this is not HTTP")
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n"
     assert server.raw(head + b"nonsense\r\n").startswith(b"HTTP/1.1 400 ")
 
 
@@ -367,7 +393,7 @@ def test_as_many_wait_as_may_and_the_others_are_told_at_once(server, pictures):
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
             assert answer.json()["error"] == "4 pictures wait already; try again in a moment"
         # a refusal comes before the body is read, and so before it could be found too slow
-        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\n"
+        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\n"
         answer, seconds = timed(server, head, 10.0)
         assert (answer[:13], seconds < 3) == (b"HTTP/1.1 503 ", True)
         at_once = stopped.send(pictures[:10])
@@ -443,7 +469,7 @@ def nonsense(chance, pictures):
         body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + body + b"\r\n--b--\r\n"
     head = [
         f"{method} {path}{query} HTTP/1.1",
-        f"Host: {chance.choice(('x',) * 9 + ('[', 'a b', ''))}",
+        f"Host: {chance.choice(('localhost',) * 9 + ('[', 'a b', ''))}",
         "Connection: close",
     ]
     head += [f"Content-Type: {kind}"] if kind else []
@@ -467,7 +493,7 @@ def jpegs():
 def check_fuzz(server, pictures, count, seed):
     restarts = server.counter("worker_restarts_total")
     statuses = fuzz(server, pictures, count, seed)
-    assert set(statuses) <= {0, 200, 400, 404, 405, 408, 413, 415}, statuses
+    assert set(statuses) <= {0, 200, 400, 404, 405, 408, 413, 415, 421}, statuses
     assert statuses[200] > count / 50
     assert statuses[400] > count / 5
     assert server.counter("worker_restarts_total") == restarts
@@ -512,11 +538,11 @@ def test_memory_stays_flat_over_a_hundred_thousand_requests(server, pictures):
 
 @pytest.mark.slow
 def test_five_hundred_slow_connections_end_and_stand_in_nobodys_way(server, pictures):
-    started = time.monotonic()
+    started, body = time.monotonic(), b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent"
     connections = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(500)]
     try:
         for i, connection in enumerate(connections):
-            connection.sendall((b"GET / HTTP/1.1\r\n", b"POST /predict HTTP/1.1\r\nHost: x\r\nContent", b"")[i % 3])
+            connection.sendall((b"GET / HTTP/1.1\r\n", body, b"")[i % 3])
         assert server.predict(pictures[0]).status_code == 200
         for connection in connections:
             with suppress(ConnectionResetError):
@@ -535,13 +561,30 @@ def test_a_client_that_takes_too_long_is_told_or_left(server):
     for slow in (server.slow_head, server.silent):
         answer, seconds = slow.result()
         assert (answer, 4 < seconds < 8) == (b"", True)
+    ended, seconds = server.greedy.result()
+    assert ended
+    assert 4 < seconds < 18
+
+
+def test_a_local_service_answers_to_no_other_name(server):
+    def status(host):
+        return server.client.get("/health", headers={"Host": host}).status_code
+
+    for host in ("localhost", f"LocalHost:{server.port}", "127.0.0.1", f"[::1]:{server.port}", "192.0.2.1:80"):
+        assert status(host) == 200, host
+    for host in ("evil.example", f"evil.example:{server.port}", "localhost.evil.example", "127.0.0.1.evil.example", ""):
+        assert status(host) == 421, host
+    answer = server.client.get("/model", headers={"Host": "evil.example"})
+    assert "not called evil.example; ask for localhost" in answer.json()["error"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert server.raw(b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
 def test_what_was_admitted_is_finished_before_the_end(server, pictures):
     with Stopped(server, pictures[0]) as stopped:
         waiting = stopped.send(pictures[:3])
         stopped.waiting(3)
-        server.process.send_signal(signal.SIGTERM)
+        os.killpg(server.process.pid, signal.SIGTERM)  # as systemd: to the service and to all that it has started
         time.sleep(0.5)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", server.port), 5)
@@ -595,6 +638,75 @@ def test_forms(form, kind, said):
     assert picture_of(FORM, 'Multipart/Form-Data; Boundary="x"') == b"\r\n--y\r\n"
     with pytest.raises(HTTPException, match=said):
         picture_of(form, kind)
+
+
+def test_a_body_is_held_once():
+    part, count = bytes(100_000), 50
+
+    async def stream():
+        for _ in range(count):
+            yield part
+
+    async def hold():
+        uploads = Uploads(10_000_000, 10_000_000)
+        before = tracemalloc.get_traced_memory()[0]
+        async with uploads.body(SimpleNamespace(headers={}, stream=stream)) as body:
+            assert len(body) == uploads.held == len(part) * count
+            held = tracemalloc.get_traced_memory()[0] - before
+        assert uploads.held == 0
+        return held
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(hold()) < 1.1 * len(part) * count
+    finally:
+        tracemalloc.stop()
+
+
+def test_where_queries_usually_look_is_computed_once_for_all_that_ask_at_once(monkeypatch):
+    asked, metrics = [], Metrics()
+
+    async def ask(job):
+        asked.append(job.task)
+        await asyncio.sleep(0)
+        return Answer(b"{}")
+
+    async def all_at_once():
+        ours = Keeper(Settings("run"), metrics, lambda: None, lambda: None)
+        ours.gathered.set()
+        ours.samples = [Sample("a", "image/png", b"a")]
+        monkeypatch.setattr(ours, "ask", ask)
+        service = Service(ours.settings, ours, metrics)
+        return await asyncio.gather(*(service.usual(None) for _ in range(5)))
+
+    assert [answer.body for answer in asyncio.run(all_at_once())] == [b"{}"] * 5
+    assert asked == ["usual"]
+
+
+@pytest.mark.parametrize(("pause", "done"), [(0.2, 4), (0.9, 0)])
+def test_patience_counts_from_the_last_answer(monkeypatch, pause, done):
+    monkeypatch.setattr(keeper, "PATIENCE", 0.6)
+    near, far = multiprocessing.Pipe()
+
+    def work():
+        far.send((True, {}))
+        for i in range(len(far.recv())):
+            time.sleep(pause)
+            far.send((i, Answer(b"")))
+
+    async def feed():
+        ours = Keeper(Settings("run"), Metrics(), lambda: None, lambda: None)
+        answers = [asyncio.get_running_loop().create_future() for _ in range(4)]
+        ours.waiting.extend((Job("predict", (b"",)), answer) for answer in answers)
+        fed = asyncio.create_task(ours.feed(near))
+        await asyncio.wait([fed, asyncio.gather(*answers)], return_when=asyncio.FIRST_COMPLETED)
+        hangs = fed.done() and isinstance(fed.exception(), TimeoutError)
+        fed.cancel()
+        return hangs, sum(answer.done() for answer in answers)
+
+    with near, far, ThreadPoolExecutor(1) as pool:
+        pool.submit(work)
+        assert asyncio.run(feed()) == (not done, done)
 
 
 def test_a_picture_whose_inference_fails_fails_alone(run, pictures):

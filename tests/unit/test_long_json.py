@@ -41,6 +41,14 @@ def test_every_value_is_read_as_json_reads_it(tmp_path_factory, values, rest, in
     assert all(len(items) == 2 for _, items in blocks[:-1])
 
 
+@pytest.mark.parametrize("window", range(1, 12))
+@pytest.mark.parametrize("number", ["0.0", "-12.5e+3", "1E5", "true", '"a"', "[1.5]"])
+def test_a_value_that_the_window_cuts_is_read_whole(tmp_path, number, window):
+    text = f'{{"long": [{number},{number}], "after":{number}}}'
+    found, _ = read(tmp_path / "cut.json", text, window=window)
+    assert found == json.loads(text)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 BLOCK = 10_000  # items
 WINDOW = 1 << 20  # characters
 SPACE = re.compile(r"[ \t\n\r]*")
+ENDS = " \t\n\r,:]}"  # what may follow a value
 # a list of lists of numbers, whole: three quarters of COCO's own file, and nobody reads them
 OUTLINE = re.compile(r'"segmentation"\s*:\s*\[\s*(?:\[[^][{}"]*\][\s,]*)*\]')
 
@@ -73,7 +74,8 @@ class Window:
                 if not self.more():
                     raise
                 continue
-            if end < len(self.text) or not self.more():  # a number could go on behind the window
+            # a number could go on behind the window: 12 of 12.5, with or without its point
+            if (end < len(self.text) and self.text[end] in ENDS) or not self.more():
                 self.at = end
                 return value
 

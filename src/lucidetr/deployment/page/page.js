@@ -67,6 +67,7 @@ function complain(error, picture = now) {
 // ---- a picture arrives ----
 
 async function take(file, name) {
+  pause(); // what plays is of the last picture
   now?.stop.abort();
   const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
   const picture = { file, name, type, stop: new AbortController() };
@@ -133,6 +134,7 @@ const visible = () => now.detections.filter((each) => each.score >= threshold())
 function show() {
   for (const part of document.querySelectorAll("[data-view]")) part.hidden = part.dataset.view !== view();
   at("how").hidden = true; // until there is something to tell
+  at("error").hidden = true; // until it happens again
   pause();
   tell("");
   listFound();

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import multiprocessing
 import signal
 import socket
 import sys
@@ -39,6 +40,7 @@ class Service:
         # as much as may wait and be worked on, were every picture as large as allowed
         self.uploads = Uploads(settings.max_bytes, settings.max_bytes * (settings.queue + settings.batch))
         self.usual_places: Answer | None = None
+        self.once = asyncio.Lock()
 
     def routes(self) -> list[Route]:
         """Return all routes, those of the page included."""
@@ -49,7 +51,7 @@ class Service:
             Route("/usual", self.usual),
             Route("/model", self.model),
             Route("/samples", self.samples),
-            Route("/samples/{number:int}", self.sample),
+            Route("/samples/{number}", self.sample),
             Route("/health", lambda _: JSONResponse({"status": "up"})),
             Route("/ready", self.ready),
             Route("/metrics", lambda _: Response(self.metrics.text(), media_type="text/plain; version=0.0.4")),
@@ -88,12 +90,13 @@ class Service:
         """Show where each query usually looks; computed once."""
         if not await self.gathered():
             raise HTTPException(404, "there are no sample pictures to see where queries look; name data by --data")
-        if self.usual_places is None:
-            pictures = tuple(sample.body for sample in await self.gathered())
-            answer = await self.keeper.ask(Job("usual", pictures))
-            if answer.status != 200:
-                return respond(answer)
-            self.usual_places = answer
+        async with self.once:  # those that come meanwhile wait for it
+            if self.usual_places is None:
+                pictures = tuple(sample.body for sample in await self.gathered())
+                answer = await self.keeper.ask(Job("usual", pictures))
+                if answer.status != 200:
+                    return respond(answer)
+                self.usual_places = answer
         return respond(self.usual_places)
 
     async def model(self, _: Request) -> Response:
@@ -109,9 +112,10 @@ class Service:
 
     async def sample(self, request: Request) -> Response:
         """Hand out a sample picture."""
-        number, shown = request.path_params["number"], (await self.gathered())[:SHOWN]
-        if number >= len(shown):
-            raise HTTPException(404, f"there is no sample picture {number}; /samples lists them")
+        number = request.path_params["number"]  # as text: it may have more digits than int takes
+        shown = {str(i): each for i, each in enumerate((await self.gathered())[:SHOWN])}
+        if number not in shown:
+            raise HTTPException(404, f"there is no sample picture {number[:20]}; /samples lists them")
         return Response(shown[number].body, media_type=shown[number].media_type)
 
     async def gathered(self) -> list[Sample]:
@@ -156,7 +160,7 @@ async def gone(_: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
-def build_app(settings: Settings, keeper: Keeper, metrics: Metrics) -> Guard:
+def build_app(settings: Settings, keeper: Keeper, metrics: Metrics, local: bool) -> Guard:
     """Return the service as an ASGI application, which keeps the worker alive as long as it runs."""
 
     @asynccontextmanager
@@ -172,7 +176,7 @@ def build_app(settings: Settings, keeper: Keeper, metrics: Metrics) -> Guard:
     handlers = {HTTPException: refuse, ClientDisconnect: gone, Exception: unexpected}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=life)
     app.router.redirect_slashes = False  # an address comes from the client's own Host header
-    return Guard(app, metrics, frozenset(route.path for route in routes))
+    return Guard(app, metrics, frozenset(route.path for route in routes), local)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -188,7 +192,8 @@ def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM, then finish what was admitted; a model that cannot be loaded is an InputError."""
     listener = listen(host, port)
     where, port = listener.getsockname()[:2]
-    if not ipaddress.ip_address(where.partition("%")[0]).is_loopback:
+    local = ipaddress.ip_address(where.partition("%")[0]).is_loopback
+    if not local:
         print(f"warning: whoever reaches {where} can use this service; it asks for no password", file=sys.stderr)
     address = f"http://[{where}]:{port}" if ":" in where else f"http://{where}:{port}"
     metrics = Metrics()
@@ -201,7 +206,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
     keeper = Keeper(settings, metrics, ready, end)
     config = uvicorn.Config(
-        build_app(settings, keeper, metrics),
+        build_app(settings, keeper, metrics, local),
         http=Connection,
         ws="none",
         loop="asyncio",
@@ -219,6 +224,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     try:
         server.run(sockets=[listener])
     finally:
-        keeper.kill()
+        for process in multiprocessing.active_children():  # even one that was just being started
+            process.kill()
     if keeper.failure:
         raise InputError(keeper.failure)

@@ -50,11 +50,12 @@ class Connection(H11Protocol):
         self.deadline = self.loop.call_later(HEAD_SECONDS, self.look)
 
     def look(self) -> None:
-        """End the connection where no request came and no byte of the last answer was taken since the last look."""
+        """End the connection where no request is worked on, or no byte of an answer was taken since the last look."""
         left = self.transport.get_write_buffer_size()
-        if left and left != self.left:
+        works = self.cycle is not None and not self.cycle.response_complete
+        if left != self.left if left else works:
             self.watch()
-        elif self.cycle is None or self.cycle.response_complete:
+        else:
             self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:

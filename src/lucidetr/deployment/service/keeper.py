@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import multiprocessing
+import signal
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,7 +17,7 @@ from lucidetr.deployment.service.messages import BUSY, Answer, Job, Sample, Sett
 from lucidetr.deployment.service.metrics import Metrics
 
 WORKER = "lucidetr.deployment.service.worker"
-PATIENCE = 120.0  # seconds that the worker may take for a few jobs before it counts as hung
+PATIENCE = 120.0  # seconds that the worker may take from one answer to the next before it counts as hung
 LONGEST_PAUSE = 10.0  # seconds between two attempts to start a worker
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 log = logging.getLogger("lucidetr.service")
@@ -31,9 +33,24 @@ def start(entry: str, settings: Settings) -> tuple[Any, Connection]:
         context.set_forkserver_preload([WORKER])
     ours, theirs = context.Pipe()
     process = context.Process(target=enter, args=(entry, theirs, settings), daemon=True)
-    process.start()
+    with deaf():
+        process.start()
     theirs.close()  # else its end would never be noticed
     return process, ours
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Let SIGTERM not reach a process started here: a service manager sends it to all, and it is meant for us."""
+    if METHOD != "forkserver":
+        yield
+        return
+    resource_tracker.ensure_running()  # before, for starting it lets SIGTERM through
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of this thread, and of what it starts
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def enter(entry: str, connection: Connection, settings: Settings) -> None:
@@ -144,21 +161,13 @@ class Keeper:
                 self.underway = [answer for _, answer in some]
                 self.metrics.batches.observe(len(some))
                 async with asyncio.timeout(PATIENCE):
-                    await asyncio.to_thread(exchange, connection, [job for job, _ in some], self.deliverer())
+                    await asyncio.to_thread(connection.send, [job for job, _ in some])
+                for _ in some:
+                    async with asyncio.timeout(PATIENCE):
+                        index, answer = await asyncio.to_thread(connection.recv)
+                    if not self.underway[index].done():  # its client may have gone
+                        self.underway[index].set_result(answer)
             await self.arrived.wait()
-
-    def deliverer(self) -> Callable[[int, Answer], None]:
-        """Return what a thread calls with each answer as it comes."""
-        loop, answers = asyncio.get_running_loop(), self.underway
-
-        def settle(index: int, answer: Answer) -> None:
-            if not answers[index].done():  # its client may have gone
-                answers[index].set_result(answer)
-
-        def deliver(index: int, answer: Answer) -> None:
-            loop.call_soon_threadsafe(settle, index, answer)
-
-        return deliver
 
     def send_away(self) -> None:
         """Refuse all whose answer can no longer come."""
@@ -185,10 +194,3 @@ class Keeper:
         """End the worker, whatever it is doing."""
         if self.process is not None:
             self.process.kill()
-
-
-def exchange(connection: Connection, jobs: Sequence[Job], deliver: Callable[[int, Answer], None]) -> None:
-    """Hand jobs over and deliver each answer; blocks, so a thread does it. A dead worker is an EOFError or OSError."""
-    connection.send(jobs)
-    for _ in jobs:
-        deliver(*connection.recv())

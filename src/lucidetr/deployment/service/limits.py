@@ -1,6 +1,7 @@
 """What a request may ask of the service: how large a body, how long, how much memory all together, which fields."""
 
 import asyncio
+import ipaddress
 import re
 import time
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lucidetr.deployment.service.keeper import busy
@@ -40,26 +42,24 @@ class Uploads:
         too_large = HTTPException(413, f"the body has more than {self.most:,} bytes; send a smaller picture")
         if int(request.headers.get("content-length", 0)) > self.most:  # a number: the parser has seen to that
             raise too_large
-        body = bytearray()
+        body, size = bytearray(), 0
         try:
-            async with asyncio.timeout(self.seconds):
-                async for part in request.stream():
-                    if len(body) + len(part) > self.most:
-                        raise too_large
-                    if self.held + len(part) > self.together:
-                        raise busy("too many large pictures are being sent at once")
-                    self.held += len(part)
-                    body += part
-        except TimeoutError:
-            self.held -= len(body)
-            raise HTTPException(408, f"the body was not complete after {self.seconds:g} seconds") from None
-        except BaseException:
-            self.held -= len(body)
-            raise
-        try:
-            yield bytes(body)
+            try:
+                async with asyncio.timeout(self.seconds):
+                    async for part in request.stream():
+                        if size + len(part) > self.most:
+                            raise too_large
+                        if self.held + len(part) > self.together:
+                            raise busy("too many large pictures are being sent at once")
+                        self.held += len(part)
+                        size += len(part)
+                        body += part
+            except TimeoutError:
+                raise HTTPException(408, f"the body was not complete after {self.seconds:g} seconds") from None
+            body = bytes(body)  # under the same name: else it would be held twice
+            yield body
         finally:
-            self.held -= len(body)
+            self.held -= size
 
 
 def picture_of(body: bytes, content_type: str) -> bytes:
@@ -115,14 +115,28 @@ def numbers(request: Request, allowed: dict[str, tuple[float, float]]) -> dict[s
     return values
 
 
+def names_this_machine(host: str) -> bool:
+    """Return whether a Host header is localhost or an IP address: no name that a stranger could have led here.
+
+    >>> [names_this_machine(host) for host in ("localhost:8000", "127.0.0.1", "[::1]:8000", "evil.example:8000")]
+    [True, True, True, False]
+    """
+    name = re.sub(r":[0-9]*$", "", host)
+    try:
+        return name.lower() == "localhost" or bool(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return False
+
+
 class Guard:
     """Wrap the service: safe headers on every answer, every answer counted, no client that sends on after its answer.
 
-    Where the answer is ready before the body is, the connection ends with it, a moment later.
+    Where the answer is ready before the body is, the connection ends with it, a moment later. A `local` service, which
+    only its own machine reaches, refuses other names: a page could give its own name our address (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]):
-        self.app, self.metrics, self.routes = app, metrics, routes
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str], local: bool):
+        self.app, self.metrics, self.routes, self.local = app, metrics, routes, local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on."""
@@ -130,8 +144,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         started = time.monotonic()
-        names = {name for name, _ in scope["headers"]}
-        unread = bool(names & {b"content-length", b"transfer-encoding"})
+        headers = dict(scope["headers"])
+        unread = bool(headers.keys() & {b"content-length", b"transfer-encoding"})
 
         async def listen() -> Message:
             nonlocal unread
@@ -161,7 +175,11 @@ class Guard:
                     if unread:
                         await asyncio.sleep(LINGER_SECONDS)
 
-        await self.app(scope, listen, answer)
+        app, host = self.app, headers.get(b"host", b"localhost").decode("latin-1")  # HTTP/1.0 may name none
+        if self.local and not names_this_machine(host):
+            sentence = f"this service is local and not called {host[:60]}; ask for localhost or 127.0.0.1"
+            app = JSONResponse({"error": sentence}, 421)
+        await app(scope, listen, answer)
 
     def route(self, scope: Scope) -> str:
         """Return the route of a request, one name for all that is not there: clients must not make new counters."""

@@ -43,7 +43,7 @@ ROUTES: tuple[tuple[str, str, str, list[dict[str, Any]], bool], ...] = (
     ("get", "/docs", "these routes, for people", [], False),
 )
 ERROR = {"description": 'a plain sentence: {"error": "…"}', "content": {"application/json": {}}}
-REFUSALS = ("400", "408", "409", "413", "415", "503")
+REFUSALS = ("400", "408", "409", "413", "415", "421", "503")
 
 
 def openapi() -> dict[str, Any]:
