@@ -31,8 +31,8 @@ async def ask(host: str, port: int, request: bytes) -> int:
 
 def request_of(picture: bytes) -> bytes:
     """Return a whole request for the objects in a picture."""
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(picture)}\r\n\r\n"
-    return head.encode() + picture
+    head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    return f"{head}Content-Length: {len(picture)}\r\n\r\n".encode() + picture
 
 
 async def at_rates(host: str, port: int, request: bytes, phases: list[tuple[float, float]]) -> list[Line]:
