@@ -143,8 +143,9 @@ def large_data(lines: Sequence[Line]) -> str:
         ["of it above the libraries", f"{above:.0f} MB", ""],
         ["a run's first batch, from the start of its process", f"{start['with_start']:.1f} s", ""],
     ]
+    watched: Line = next((each["workers"] for each in reversed(lines) if "workers" in each), {})
     for kind, label in (("uss_mb", "its own"), ("pss_mb", "with its part of what is shared")):
-        grown = line.get("workers", {}).get("growth", {}).get(kind)
+        grown = watched.get("growth", {}).get(kind)
         rows.append(
             [f"growth of a worker's memory over an epoch, {label}", f"{grown:.1%}" if grown is not None else "–", "5 %"]
         )
