@@ -46,6 +46,7 @@ def test_every_training_of_the_readme_is_short_here():
                 assert "--epochs" not in line, line
 
 
+@pytest.mark.slow
 def test_readme_commands_run_from_top_to_bottom(tmp_path):
     lines = [shortened(line) for block in blocks("sh") for line in block.splitlines()]
     lines = [line for line in lines if line and " ".join(line.split()[:2]) not in ELSEWHERE]

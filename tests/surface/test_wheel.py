@@ -47,6 +47,7 @@ def run_installed(python, cwd):
     assert (cwd / "run" / "best.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_in_an_environment_of_its_own(wheel, tmp_path):
     """The dependencies are borrowed from the tests' environment; the package itself is only the wheel."""
     python = environment(tmp_path / "env")

@@ -116,6 +116,7 @@ def result(**values):
     return Result(**(base | values))
 
 
+@pytest.mark.slow
 def test_two_parts_share_the_work_without_doing_any_twice(counted):
     file, data, asked = counted
     ladder.study(file.parent, Plan(SECOND, seeds=3, part=(1, 2), data=data))
@@ -132,6 +133,7 @@ def test_two_parts_share_the_work_without_doing_any_twice(counted):
     assert {seed for _, _, seed in asked} == {3}
 
 
+@pytest.mark.slow
 def test_runs_of_another_length_or_data_do_not_count(counted):
     file, data, asked = counted
     ladder.study(file.parent, Plan(SECOND, seeds=1, data=data))
