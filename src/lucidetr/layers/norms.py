@@ -41,11 +41,12 @@ def scale_and_shift(
 def normed(
     convolution: nn.Conv2d, norm: nn.Module, x: Float[Tensor, "batch channel h w"]
 ) -> Float[Tensor, "batch outputs h2 w2"]:
-    """Return norm(convolution(x)); a frozen norm scales the few weights instead of the many features.
+    """Return norm(convolution(x)); in training a frozen norm scales the few weights instead of the many features.
 
-    The features pass memory once less, forward and backward, and the weights get the same gradient.
+    The features pass memory once less, forward and backward, and the weights get the same gradient. In evaluation all
+    is rounded as published models round it; `fold` makes that fast.
     """
-    if not isinstance(norm, FrozenBatchNorm2d):
+    if not (norm.training and isinstance(norm, FrozenBatchNorm2d)):
         return norm(convolution(x))
     scale, shift = scale_and_shift(norm)
     weight = convolution.weight * scale[:, None, None, None]
