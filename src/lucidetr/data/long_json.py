@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -117,11 +118,10 @@ class Window:
         more = True
         while more:
             self.symbol()
-            try:
-                item, end = self.decoder.scan_once(self.text, self.at)
+            item, comma = None, None
+            with suppress(json.JSONDecodeError):
+                item, end = self.decoder.raw_decode(self.text, self.at)
                 comma = COMMA.match(self.text, end)
-            except (StopIteration, json.JSONDecodeError):
-                comma = None
             if comma:  # so the item is whole: all but the last of a window and of the list
                 self.at = comma.end()
                 yield item
