@@ -1,7 +1,6 @@
 """Time two or more things fairly, and keep what was measured."""
 
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 import tyro
 
 from lucidetr.training.precision import choose_precision
+from lucidetr.training.run_log import processor
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 CPU = torch.device("cpu")
@@ -86,14 +86,6 @@ def measurable(precisions: str, device: torch.device) -> list[str]:
         print(f"bf16 is left out, because {device} here does not multiply it; --precisions bf16 asks for it alone")
         asked.remove("bf16")
     return asked
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else platform.processor()
 
 
 def provenance(benchmark: str, libraries: Sequence[str]) -> dict[str, Any]:
