@@ -1,4 +1,4 @@
-"""The one error that a user's mistake raises: its message names the place, the value and the fix."""
+"""Errors that the command line says in one line: a user's mistake, with place, value and fix, and a lost process."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Say that something given by the user cannot be used; the command line prints it without a traceback."""
+
+
+class LostRank(RuntimeError):
+    """Say that the processes of a run no longer hear each other, and which of them gives no sign."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -396,7 +396,7 @@ def test_the_verb_says_it_all_and_ends_with_1(sound, tmp_path):
     )
     assert said.returncode == 1, said.stderr
     assert "annotation 4: box [1, 2, 0, 4] has no area" in said.stdout
-    assert "1 faults, 0 things that are odd" in said.stdout
+    assert "1 fault, 0 things that are odd" in said.stdout
     written = json.loads((tmp_path / "report.json").read_text())
     assert [finding["kind"] for finding in written["findings"]] == ["box-no-area"]
     assert (tmp_path / "sheet.png").is_file()

@@ -11,8 +11,9 @@ from lucid_tools import TINY
 from lucidetr.config import ModelConfig
 from lucidetr.inspection import gradients, weights
 from lucidetr.inspection.page import as_svg, chart
-from lucidetr.inspection.parts import by_part, course_of_parts, is_vector, part_of, pooled_histogram, pooled_std
+from lucidetr.inspection.parts import by_part, course_of_parts, is_vector, pooled_histogram, pooled_std
 from lucidetr.models.detr import DETR
+from lucidetr.models.size import part_of
 from lucidetr.recipes import RECIPES
 from lucidetr.training.statistics import describe
 
@@ -57,19 +58,18 @@ def test_every_parameter_of_every_recipe_has_a_part(name):
     names = [each for each, _ in model.named_parameters()]
     parts = by_part(names)
     assert sum(map(len, parts.values())) == len(names)
-    first_words = {"backbone", "heads", "decoder", "encoder"}  # what an unknown name would be given
-    assert not first_words & set(parts)
     layers = RECIPES[name].model.decoder_layers
-    assert f"decoder {layers - 1} cross-attention key" in parts
-    assert f"decoder {layers} cross-attention key" not in parts
+    assert f"decoder layer {layers}, cross-attention key" in parts
+    assert f"decoder layer {layers + 1}, cross-attention key" not in parts
 
 
 def test_parts_follow_the_way_of_the_data():
     with FakeTensorMode():
         names = [name for name, _ in DETR(RECIPES["lucid-xs"].model).named_parameters()]
     order = list(by_part(names))
-    some = ["backbone stem", "backbone stage 2", "projection", "encoder 0 value", "fusion", "decoder 2 box bias"]
-    places = [order.index(part) for part in [*some, "class head", "box head"]]
+    some = ["backbone, stem", "backbone, stage 2", "projection to d_model", "encoder layer 1, self-attention value"]
+    some += ["fused map", "queries box head", "decoder layer 3, box bias", "class head", "box head"]
+    places = [order.index(part) for part in some]
     assert places == sorted(places)
 
 
@@ -90,7 +90,7 @@ def test_deviation_and_update_of_a_part_are_those_of_its_numbers_together():
     renamed = {"projection.weight": line["tensors"]["a.weight"], "projection.more.weight": line["tensors"]["b.weight"]}
     found = course_of_parts([{"step": 1, "tensors": renamed}])
     moved = torch.hypot(0.1 * first.norm(), 0.01 * second.norm())
-    assert found.parts == ("projection",)
+    assert found.parts == ("projection to d_model",)
     assert found.update[0, 0] == pytest.approx((moved / both.norm()).item(), rel=1e-3)
 
 
@@ -112,9 +112,10 @@ def test_a_run_without_faults_is_not_warned_of():
 )
 def test_a_planted_gradient_is_found_by_its_part(scale, kind):
     faults = gradients.find_faults(course(faults={KEY: {"gradient": scale}}))
-    assert [(fault.part, fault.kind, fault.looks) for fault in faults] == ([("encoder 0 key", kind, 6)] if kind else [])
+    key = "encoder layer 1, self-attention key"
+    assert [(fault.part, fault.kind, fault.looks) for fault in faults] == ([(key, kind, 6)] if kind else [])
     warnings, _ = gradients.fault_sentences(faults, TINY)
-    assert all(text.startswith("encoder 0 key: at 6 of 6 looks") for text in warnings)
+    assert all(text.startswith(f"{key}: at 6 of 6 looks") for text in warnings)
     assert len(warnings) == (kind is not None)
 
 
@@ -130,7 +131,7 @@ def test_the_first_self_attention_of_learned_queries_is_explained_and_not_alarme
     assert warnings == ()
     assert "No fault: the queries' content is zero" in remarks[0]
     warnings, remarks = gradients.fault_sentences(faults, replace(TINY, queries="anchors"))
-    assert "decoder 0 self-attention query" in warnings[0]
+    assert "decoder layer 1, self-attention query" in warnings[0]
     assert remarks == ()
 
 
@@ -160,7 +161,7 @@ def test_silent_units_are_warned_of_when_they_stay_so():
     early = {(FEED, look): {"silent": 1.0} for look in (0, 1, 2)}
     assert weights.silent_warnings(course(faults=early), TINY) == ()
     (said,) = weights.silent_warnings(course(faults={FEED: {"silent": 0.8}}), TINY)
-    assert said.startswith("decoder 0 feed-forward: in the run's second half 80%")
+    assert said.startswith("decoder layer 1, feed-forward: in the run's second half 80%")
 
 
 def test_the_groups_that_are_drawn():
@@ -186,12 +187,19 @@ def test_every_chart_is_drawn_from_few_looks_too(looks):
         lambda made: gradients.draw_depth(made, found),
     ]
     svgs = [as_svg(chart(6, 4, draw), "one", "title") for draw in drawings]
-    assert "encoder 0 key" in svgs[3]
+    assert "encoder layer 1, self-attention key" in svgs[3]
     assert "encoder query" in svgs[0]
 
 
-def test_part_of_speaks_of_groups_and_heads_of_layers():
-    assert part_of("queries.1.box.hidden.weight") == "proposal box head"
-    assert part_of("queries.1.position") == "queries"
-    assert part_of("heads.2.box.layers.0.weight") == "box head 2"
-    assert part_of("something.else") == "something"
+@pytest.mark.parametrize(
+    ("name", "piece"),
+    [
+        ("queries.1.box.hidden.weight", "queries box head"),
+        ("queries.category.weight", "queries class head"),
+        ("queries.1.position", "queries"),
+        ("heads.2.box.layers.0.weight", "box head layer 3"),
+        ("decoder.layers.2.feed_forward_path.norm.bias", "decoder layer 3, norms"),
+    ],
+)
+def test_pieces_speak_of_groups_and_heads_of_layers(name, piece):
+    assert part_of(name)[2] == piece

@@ -1,9 +1,12 @@
 """The command line: one file for each verb, imported only when its verb runs, so that --help answers at once."""
 
+import os
+import re
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 
-from lucidetr.errors import InputError, did_you_mean
+from lucidetr.errors import InputError, LostRank, did_you_mean
 
 USAGE = """\
 lucidetr: DETR from scratch that you can read, train on one machine, and look inside
@@ -41,6 +44,7 @@ VERBS = {
     "recipes": "lucidetr.cli.recipes",
     "study": "lucidetr.cli.study",
 }
+TOGETHER = ("train", "eval")  # what several processes can do as one
 
 
 def main() -> None:
@@ -56,18 +60,45 @@ def main() -> None:
 
             print(version("lucidetr"))
         elif verb in VERBS:
+            check_alone(verb)
             import_module(VERBS[verb]).run(rest)
         else:
             raise InputError(f"unknown verb {verb}: {did_you_mean(verb, VERBS)}")
     except InputError as error:
         print(f"lucidetr: {error}", file=sys.stderr)
         sys.exit(2)
-    except FloatingPointError as error:  # training met a number that is none
-        print(f"lucidetr: {error}", file=sys.stderr)
+    except (FloatingPointError, LostRank) as error:  # training met a number that is none, or waited in vain
+        print(f"lucidetr: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except NotImplementedError as error:
+        if not (operation := missing_on_mps(error)):
+            raise
+        fix = "set PYTORCH_ENABLE_MPS_FALLBACK=1 to compute it on the CPU, or choose --device cpu"
+        print(f"lucidetr: --device mps: torch has no {operation} for Apple's GPUs; {fix}", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:  # the disk's mistake: full, read-only, a file where a folder should be
         print(f"lucidetr: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("lucidetr: stopped", file=sys.stderr)
         sys.exit(getattr(stop, "status", 130))
+
+
+def check_alone(verb: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse a verb that torchrun has started several times, where the processes cannot share the work.
+
+    >>> check_alone("eval", {"RANK": "0", "WORLD_SIZE": "2"})
+    >>> check_alone("predict", {"RANK": "0", "WORLD_SIZE": "1"})
+    """
+    if verb not in TOGETHER and "RANK" in environment and int(environment.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(f"only train and eval run over several processes: start {verb} without torchrun")
+
+
+def missing_on_mps(error: NotImplementedError) -> str:
+    """Return the operation that torch says it has not for Apple's GPUs, nothing where it speaks of something else.
+
+    >>> missing_on_mps(NotImplementedError("The operator 'aten::foo' is not currently implemented for the MPS device."))
+    'aten::foo'
+    """
+    found = re.search(r"operator '([^']+)'.*\bMPS\b", str(error), re.DOTALL)
+    return found[1] if found else ""

@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lucidetr.config import TrainConfig
+from lucidetr.cli.train import read_config
 from lucidetr.errors import InputError, did_you_mean
 from lucidetr.fields import to_dict
-from lucidetr.recipes import recipe
 
 AUGMENTED, VERSIONS = 4, 5  # pictures of a sheet, and how often each
 
@@ -17,7 +16,7 @@ HELP = """\
 lucidetr data convert SOURCE FOLDER --to coco|yolo|voc   any data set, generated ones too, as a new folder
 lucidetr data split SOURCE FOLDER --val 0.2 --test 0.1   a set without splits, divided at random
 lucidetr data sample SOURCE SHEET.png                    a sheet of pictures with their boxes
-lucidetr data augment RECIPE --data SOURCE --out SHEET.png
+lucidetr data augment [RECIPE] --data SOURCE --out SHEET.png
                                                          pictures as a run's first epochs see them; any setting of train
 lucidetr data write generated:digits FOLDER              the same as convert --to coco
 """
@@ -107,9 +106,7 @@ def sample(arguments: list[str]) -> None:
 
 def augment(arguments: list[str]) -> None:
     """Draw some pictures as training changes them, and say which changes are on."""
-    named = bool(arguments) and not arguments[0].startswith("-")
-    base = recipe(arguments[0] if named else "lucid-xs")
-    config = tyro.cli(TrainConfig, default=base, args=arguments[named:], prog="lucidetr data augment [RECIPE]")
+    config = read_config(arguments, "lucidetr data augment")
 
     from lucidetr.data.dataset import open_training_data
     from lucidetr.data.sheet import draw_augmented

@@ -62,7 +62,8 @@ def run(arguments: list[str]) -> None:
         print(f"page: {options.html}")
     errors = sum(finding.severity == "error" for finding in report.findings)
     others = len(report.findings) - errors
-    print(f"{errors} faults, {others} things that are odd" if report.findings else "sound")
+    faults = f"{errors} fault{'s' * (errors != 1)}"
+    print(f"{faults}, {others} thing{'s that are' if others != 1 else ' that is'} odd" if report.findings else "sound")
     if errors:
         sys.exit(1)
 

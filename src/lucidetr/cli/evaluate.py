@@ -2,14 +2,21 @@
 
 import json
 import re
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lucidetr.errors import InputError
 from lucidetr.fields import HUGE, check_ranges
+
+if TYPE_CHECKING:
+    from lucidetr.data.dataset import Dataset
+    from lucidetr.structures import Detections
+    from lucidetr.training.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -31,41 +38,65 @@ class Options:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     engine: Literal["torch", "compile"] = "torch"
     """compile: slow to start, then faster."""
+    timeout_minutes: float = 10.0
+    """How long a process waits for the others that torchrun started."""
 
 
 def run(arguments: list[str]) -> None:
-    """Evaluate, print the tables, and write RUN/metrics-SPLIT.json and RUN/detections-SPLIT.json."""
-    options = tyro.cli(Options, args=arguments, prog="lucidetr eval")
-    check_ranges(options, "--", {"batch": (1, HUGE)})
+    """Evaluate, print the tables, and write RUN/metrics-SPLIT.json and RUN/detections-SPLIT.json.
 
+    Of several ranks that torchrun started each looks at its share of the images; the first does all else.
+    """
+    options = tyro.cli(Options, args=arguments, prog="lucidetr eval")
+    check_ranges(options, "--", {"batch": (1, HUGE), "timeout_minutes": (0.01, HUGE)})
+
+    from lucidetr.training.distributed import joined
+
+    folder = Path(options.model) if Path(options.model).is_dir() else Path(options.model).parent
+    with joined(options.timeout_minutes) as ranks:
+        dataset, found = look(options, folder, ranks)
+    if ranks.first:
+        report(options, folder, dataset, found)
+
+
+def look(options: Options, folder: Path, ranks: "Ranks") -> tuple["Dataset", list["Detections"]]:
+    """Return the split and, on the first rank, what the model finds in it, in the categories of the split."""
     from lucidetr.deployment.detector import load
-    from lucidetr.evaluation.coco import evaluate
-    from lucidetr.evaluation.crowds import by_crowd
     from lucidetr.evaluation.detect import detect, speak
-    from lucidetr.evaluation.errors import best_threshold
-    from lucidetr.evaluation.table import print_crowds, print_metrics
-    from lucidetr.evaluation.thresholds import FILE, say, to_json
-    from lucidetr.training.checkpoint import write_atomically
+    from lucidetr.training.distributed import place
     from lucidetr.training.progress import ProgressLine
 
-    detector = load(options.model, options.device, options.precision, options.engine)
-    folder = Path(options.model) if Path(options.model).is_dir() else Path(options.model).parent
-    dataset = open_split(options, folder)
-    annotations, images = dataset.annotations, len(dataset)
-    line = ProgressLine()
-    try:
+    device = options.device if ranks.size == 1 else str(place(options.device, ranks))
+    detector = load(options.model, device, options.precision, options.engine)
+    dataset, notes = open_split(options, folder)
+    images, categories = len(dataset), detector.card.categories
+    with closing(ProgressLine(quiet=not ranks.first)) as line:
+        for note in notes:
+            line.say(note)
         found = detect(
             detector.quick,
             dataset,
             detector.card.images,
-            detector.card.categories,
+            categories,
             batch=options.batch,
             precision=detector.autocast,
             progress=lambda done: line.show(done / images, f"{done} of {images} images"),
+            share=ranks.share,
+            gather=ranks.interleave,
         )
-    finally:
-        line.close()
-    found = speak(found, detector.card.categories, annotations.categories)
+    return dataset, speak(found, categories, dataset.annotations.categories)
+
+
+def report(options: Options, folder: Path, dataset: "Dataset", found: Sequence["Detections"]) -> None:
+    """Compare what was found with the truth, print the tables and write the files."""
+    from lucidetr.evaluation.coco import evaluate
+    from lucidetr.evaluation.crowds import by_crowd
+    from lucidetr.evaluation.errors import best_threshold
+    from lucidetr.evaluation.table import print_crowds, print_metrics
+    from lucidetr.evaluation.thresholds import FILE, say, to_json
+    from lucidetr.training.checkpoint import write_atomically
+
+    annotations = dataset.annotations
     metrics = evaluate(annotations, found)
     print_metrics(metrics, dataset.name)
     print_crowds(by_crowd(annotations, found))
@@ -122,22 +153,20 @@ def slug(data: str, split: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(data).name) + f"-{split}"
 
 
-def open_split(options: Options, folder: Path):
-    """Return the split that was asked for; of the run's own data as the run had it."""
+def open_split(options: Options, folder: Path) -> tuple["Dataset", list[str]]:
+    """Return the split that was asked for, of the run's own data as the run had it, and what to know of it."""
     from lucidetr.config import TrainConfig
     from lucidetr.data.dataset import open_coco, open_dataset, open_training_data
     from lucidetr.fields import from_dict
     from lucidetr.training.run_log import read_json
 
     if options.json:
-        return open_coco(Path(options.json), Path(options.images) if options.images else None, options.bad_boxes)
+        return open_coco(Path(options.json), Path(options.images) if options.images else None, options.bad_boxes), []
     config = folder / "config.json"
     if own_data(options, folder) and config.is_file() and options.split in ("train", "val"):
         train, val, notes = open_training_data(from_dict(TrainConfig, read_json(config)))
-        for note in notes:
-            print(note)
-        return train if options.split == "train" else val
+        return train if options.split == "train" else val, notes
     data = options.data or trained_on(folder)
     if not data:
         raise InputError("evaluate on what? Give --data FOLDER, or --json FILE and --images FOLDER")
-    return open_dataset(data, options.split, options.bad_boxes)
+    return open_dataset(data, options.split, options.bad_boxes), []

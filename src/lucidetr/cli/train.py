@@ -1,7 +1,5 @@
 """lucidetr train: a recipe, or what fits the data, changed by options, on a data set."""
 
-import sys
-
 import tyro
 
 from lucidetr.config import TrainConfig
@@ -11,31 +9,32 @@ from lucidetr.recipes import RECIPES, fine_tuned, recipe
 
 def run(arguments: list[str]) -> None:
     """Train and draw the curves; of several ranks the first draws and speaks."""
+    config = read_config(arguments, "lucidetr train")
+
+    from lucidetr.inspection.curves import draw_curves
+    from lucidetr.studies.engines import choose_engine
+    from lucidetr.training.distributed import launched
+    from lucidetr.training.loop import train
+
+    folder = train(*choose_engine(config))
+    if launched().first:
+        print(f"curves: {draw_curves(folder, folder / 'curves.png')}")
+
+
+def read_config(arguments: list[str], program: str) -> TrainConfig:
+    """Return the config of a command line: a recipe, or what fits the data, changed by options."""
     named = bool(arguments) and not arguments[0].startswith("-")
     if not arguments:
-        raise InputError(f"what on? lucidetr train [RECIPE] --data DATA …; RECIPE is one of {', '.join(RECIPES)}")
+        raise InputError(f"what on? {program} [RECIPE] --data DATA …; RECIPE is one of {', '.join(RECIPES)}")
     name, options = (arguments[0], arguments[1:]) if named else ("lucid-xs", arguments)
-    program = f"lucidetr train {name if named else '[RECIPE]'}"
+    program = f"{program} {name if named else '[RECIPE]'}"
     base = recipe(name)
     config = tyro.cli(TrainConfig, default=base, args=options, prog=program)
     if not named:
         base = choose_for(config)
     if config.weights:
         base = fine_tuned(base)
-    config = tyro.cli(TrainConfig, default=base, args=options, prog=program)
-
-    from lucidetr.inspection.curves import draw_curves
-    from lucidetr.studies.engines import choose_engine
-    from lucidetr.training.distributed import LostRank, launched
-    from lucidetr.training.loop import train
-
-    try:
-        folder = train(*choose_engine(config))
-    except LostRank as lost:
-        print(f"lucidetr: {lost}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    if launched().first:
-        print(f"curves: {draw_curves(folder, folder / 'curves.png')}")
+    return tyro.cli(TrainConfig, default=base, args=options, prog=program)
 
 
 def choose_for(config: TrainConfig) -> TrainConfig:

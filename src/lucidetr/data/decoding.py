@@ -7,13 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lucidetr.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 MAX_PIXELS = 100_000_000  # refused by the header, before anything is decoded
+# Above so many, which cost half a second and a tenth of a gigabyte, a file must have bytes for what it claims. Blank
+# photographs have: JPEG 1 byte for at most 170 pixels, RGB PNG for 340, grey PNG for 820, WebP for 560. What is refused
+# is large and all but empty: one colour all over as a PNG or GIF of a palette or of 1 bit (1,400 to 2,900 pixels a
+# byte), as lossless WebP (25,000) or as a blank fax page (TIFF with Group 4, 14,500; a written one has below 600).
+PIXELS_ON_TRUST = 16_000_000
+PIXELS_PER_BYTE = 1000
+BAND = 1 << 20  # pixels that are converted at a time: a large picture is not held in four forms at once
 BACKGROUND = (255, 255, 255)  # what transparent pixels are laid upon
 
 
@@ -23,10 +30,7 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap follows
             with Image.open(path) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise InputError(f"{path}: {width} × {height} pixels are more than {MAX_PIXELS:,}; make it smaller")
-                image.filename = ""  # else Pillow maps plain TIFFs into memory, and mixes up the rows of turned ones
+                refuse_bomb(image, Path(path).stat().st_size, str(path))
                 return from_pillow(image)
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
@@ -39,23 +43,55 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
         raise InputError(f"{path}: damaged or truncated image of {size:,} bytes ({error}); replace the file") from None
 
 
+def refuse_bomb(image: Image.Image, num_bytes: int, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse an opened picture, before it is decoded, that claims too many pixels, or far too many for its bytes."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InputError(f"{name}: {width} × {height} is more than {max_pixels:,} pixels; make it smaller")
+    if width * height > max(PIXELS_ON_TRUST, PIXELS_PER_BYTE * num_bytes):
+        raise InputError(
+            f"{name}: {width} × {height} pixels in {num_bytes:,} bytes, more than {PIXELS_PER_BYTE:,} to a byte, as in "
+            "a decompression bomb; save it as JPEG, or make it smaller"
+        )
+
+
 def from_pillow(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """Return the pixels of a Pillow image: turned upright by its EXIF note, 8 bit, RGB.
 
     The first frame of an animation; 16-bit grey is scaled, not cut; transparent pixels lie upon white.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint16) / 257).round().astype(np.uint8)
-        image = Image.fromarray(grey)
-    elif image.mode in ("I", "F"):
+    image = _upright(image)
+    if image.mode in ("I", "F"):
         raise InputError(f"pixel mode {image.mode} (32-bit) has no agreed brightness; save it with 8 or 16 bits")
+    width, height = image.size
+    pixels = torch.empty((3, height, width), dtype=torch.uint8)
+    rows = max(1, BAND // max(1, width))
+    for top in range(0, height, rows):
+        band = _rgb(image.crop((0, top, width, min(top + rows, height))))
+        pixels[:, top : top + rows] = torch.from_numpy(band).permute(2, 0, 1)
+    return pixels
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return a Pillow image, loaded, as its EXIF note turns it; without a note it is the same one, not a copy."""
+    if isinstance(image, ImageFile.ImageFile):
+        name, image.filename = image.filename, ""  # else Pillow maps plain TIFFs, and mixes up the rows of turned ones
+        try:
+            image.load()
+        finally:
+            image.filename = name
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the pixels of an upright Pillow image of any mode that has a meaning."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) / 257).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        image = Image.alpha_composite(paper, image)
-    pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
+    return np.array(image.convert("RGB"))
 
 
 def as_image(picture: Any) -> UInt8[Tensor, "3 height width"]:

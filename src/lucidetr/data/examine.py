@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lucidetr.data.decoding import MAX_PIXELS
+from lucidetr.data.decoding import MAX_PIXELS, refuse_bomb
 from lucidetr.data.faults import EDGE_TOLERANCE, listing
 from lucidetr.data.raw import Finding, Picture, Raw
 from lucidetr.data.yolo import EXIF_ORIENTATION, TURNED, upright_sides
@@ -69,9 +69,10 @@ def look_at(raw: Raw, picture: Picture) -> tuple[str, int] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    size = f"{image.width} × {image.height}"
-                    raw.error("image-huge", f"{path}: {size} pixels are more than {MAX_PIXELS:,}; make it smaller")
+                try:
+                    refuse_bomb(image, len(content), str(path))
+                except InputError as error:
+                    raw.error("image-huge", str(error))
                     return None
                 _header(raw, picture, image)
                 image.filename = ""  # see decoding.py

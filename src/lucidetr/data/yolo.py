@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
-from lucidetr.data.decoding import SUFFIXES
+from lucidetr.data.decoding import SUFFIXES, refuse_bomb
 from lucidetr.data.faults import BadBoxes, check_boxes, is_file, is_within, listing, refuse_outside
 from lucidetr.data.splits import SPLIT_WORDS
 from lucidetr.errors import InputError
@@ -261,7 +261,10 @@ def upright_size(path: Path) -> tuple[int, int]:
     """Return height and width of a picture as it will be seen: upright. Only its header is read."""
     try:
         with Image.open(path) as image:
+            refuse_bomb(image, path.stat().st_size, str(path))  # now, not in the midst of training
             width, height = upright_sides(image)
+    except InputError:
+        raise
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path}: not an image that can be read ({error})") from None
     return height, width

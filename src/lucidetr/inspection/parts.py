@@ -9,65 +9,21 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lucidetr.config import ModelConfig
+from lucidetr.models.size import part_of
 
 Line = dict[str, Any]  # of statistics.jsonl
 
-ATTENTION = "query|key|value|output"
 FAMILIES = ("backbone", "encoder", "decoder", "the rest")
-# the first pattern that a parameter's name begins with says its part
-PARTS = tuple(
-    (re.compile(pattern), part)
-    for pattern, part in (
-        (r"backbone\.stem", "backbone stem"),
-        (r"backbone\.stages\.(\d+)", r"backbone stage \1"),
-        (r"projection", "projection"),
-        (r"position", "position"),
-        (r"encoder\.norm", "encoder norm"),
-        (rf"encoder\.layers\.(\d+)\.attention\.({ATTENTION})", r"encoder \1 \2"),
-        (r"encoder\.layers\.(\d+)\.feed_forward\.", r"encoder \1 feed-forward"),
-        (r"encoder\.layers\.(\d+)", r"encoder \1 norms"),
-        (r"fusion\.\d+", "fusion"),
-        (r"queries\.(?:\d+\.)?category", "proposal class head"),
-        (r"queries\.(?:\d+\.)?box\.", "proposal box head"),
-        (r"queries", "queries"),
-        (r"hints", "hints"),
-        (rf"decoder\.layers\.(\d+)\.(self|cross)_attention\.({ATTENTION})", r"decoder \1 \2-attention \3"),
-        (r"decoder\.layers\.(\d+)\.box_bias", r"decoder \1 box bias"),
-        (r"decoder\.layers\.(\d+)\.feed_forward\.", r"decoder \1 feed-forward"),
-        (r"decoder\.layers\.(\d+)", r"decoder \1 norms"),
-        (r"decoder\.norm", "decoder norm"),
-        (r"decoder\.position", "box position"),
-        (r"heads\.(\d+)\.category", r"class head \1"),
-        (r"heads\.(\d+)\.box", r"box head \1"),
-        (r"heads\.category", "class head"),
-        (r"heads\.box", "box head"),
-    )
-)
-
 FEWEST_LOOKS = 5  # fewer do not tell a fault from a beginning
-
-
-def part_of(name: str) -> str:
-    """Return the part of the model that a parameter belongs to; of an unknown name its first word.
-
-    >>> part_of("encoder.layers.0.attention.query.weight"), part_of("decoder.layers.2.feed_forward_path.norm.bias")
-    ('encoder 0 query', 'decoder 2 norms')
-    >>> part_of("queries.box"), part_of("queries.box.hidden.weight")
-    ('queries', 'proposal box head')
-    """
-    for pattern, part in PARTS:
-        if match := pattern.match(name):
-            return match.expand(part)
-    return name.split(".")[0]
 
 
 def block_of(part: str) -> str:
     """Return the larger block that a part stands in: a backbone stage, an encoder or decoder layer, or itself.
 
-    >>> block_of("decoder 1 cross-attention key"), block_of("backbone stage 2"), block_of("box head 1")
-    ('decoder 1', 'backbone stage 2', 'box head 1')
+    >>> block_of("decoder layer 2, cross-attention key"), block_of("backbone, stage 2"), block_of("box head layer 1")
+    ('decoder layer 2', 'backbone, stage 2', 'box head layer 1')
     """
-    inside = re.match(r"(?:encoder|decoder) \d+", part)
+    inside = re.match(r"(?:encoder|decoder) layer \d+", part)
     return inside[0] if inside else part
 
 
@@ -85,17 +41,17 @@ def by_part(names: Iterable[str]) -> dict[str, list[str]]:
     """Return the parameters of each part, in the order given, which is that of the data's way through the model."""
     parts: dict[str, list[str]] = {}
     for name in names:
-        parts.setdefault(part_of(name), []).append(name)
+        parts.setdefault(part_of(name)[2], []).append(name)
     return parts
 
 
 def family_of(part: str) -> str:
     """Return the panel that a part is drawn in.
 
-    >>> family_of("encoder 0 key"), family_of("decoder norm"), family_of("backbone stem"), family_of("fusion")
-    ('encoder', 'decoder', 'backbone', 'the rest')
+    >>> family_of("encoder layer 1, feed-forward"), family_of("backbone, stem"), family_of("fused map")
+    ('encoder', 'backbone', 'the rest')
     """
-    first = part.split(" ")[0]
+    first = re.split(r"\W", part)[0]
     return first if first in FAMILIES else FAMILIES[-1]
 
 
@@ -222,12 +178,12 @@ def lasting(wrong: Bool[np.ndarray, " look"]) -> bool:
 def explained(part: str, config: ModelConfig) -> str | None:
     """Return why a part has no gradient, or hardly any, by the model's own nature; None where that is a fault.
 
-    >>> explained("decoder 0 self-attention value", ModelConfig()) is None
+    >>> explained("decoder layer 1, self-attention value", ModelConfig()) is None
     False
-    >>> explained("decoder 1 self-attention value", ModelConfig()) is None
+    >>> explained("decoder layer 2, self-attention value", ModelConfig()) is None
     True
     """
-    if config.queries == "learned" and part.startswith("decoder 0 self-attention"):
+    if config.queries == "learned" and part.startswith("decoder layer 1, self-attention"):
         return (
             "the queries' content is zero before the first decoder layer, so this attention has nothing to choose "
             "among: value never learns, query and key wake up late. The paper notes that it can be left out"

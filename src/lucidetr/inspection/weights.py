@@ -21,10 +21,10 @@ from lucidetr.inspection.parts import (
     explained,
     family_of,
     is_vector,
-    part_of,
     pooled_histogram,
     pooled_std,
 )
+from lucidetr.models.size import part_of
 
 FASTEST, SLOWEST = 1e-1, 1e-6  # of an update, in shares of its weights: beyond these something is wrong
 USUAL = (1e-4, 1e-2)
@@ -55,12 +55,14 @@ def group_of(name: str) -> str | None:
     >>> group_of("decoder.layers.0.feed_forward.expand.weight"), group_of("projection.weight")
     ('decoder', None)
     """
-    first, *rest = part_of(name).split(" ")
-    if first in ("backbone", "decoder"):
-        return first
-    if first == "encoder" and rest[-1] in ("query", "key", "value"):
-        return f"encoder {rest[-1]}"
-    return "box head" if (first, *rest[:1]) == ("box", "head") else None
+    _, part, piece = part_of(name)
+    room = family_of(part)
+    if room in ("backbone", "decoder"):
+        return room
+    matrix = piece.split(" ")[-1]
+    if room == "encoder" and matrix in ("query", "key", "value"):
+        return f"encoder {matrix}"
+    return part if part == "box head" else None
 
 
 def weight_distributions(statistics: Sequence[Line], looks: Sequence[int]) -> dict[str, Distribution]:
@@ -193,7 +195,7 @@ def silent_warnings(course: PartCourse, config: ModelConfig) -> tuple[str, ...]:
         return ()
     said = []
     for part, shares in zip(course.parts, course.silent.T, strict=True):
-        by_nature = part in ("hints", "position") or explained(part, config)
+        by_nature = part in ("hints", "positions of tokens") or explained(part, config)
         late = shares[len(shares) // 2 :]
         least = float(np.nanmin(late)) if np.isfinite(late).any() else 0.0
         if not by_nature and least > SILENT:
@@ -208,8 +210,7 @@ def section(material: Material) -> Section:
     """Return the section on weights."""
     says = (
         "What training wrote down of the weights: matrices and kernels only, since biases and norms are of another "
-        "size. In the charts over steps each part is a faint line and the median of a block a bold one. Layers are "
-        "numbered from 0, as in the weights' own names."
+        "size. In the charts over steps each part is a faint line and the median of a block a bold one."
     )
     if not material.statistics:
         return Section("Weights", NO_STATISTICS)

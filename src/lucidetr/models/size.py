@@ -46,47 +46,56 @@ def measure(config: TrainConfig) -> Size:
     return Size(total, total - frozen, counter.get_total_flops() / 1e9)
 
 
+LAYER, MATRIX = r"layers\.(?P<layer>\d+)\.", r"(?:(?P<inner>query|key|value|output)\..*)?"
 # names of parameters, and the part of a DETR that they belong to, in the order that a picture passes them
 PARTS = (
     (r"backbone\.stem\..*", "backbone, stem"),
-    (r"backbone\.stages\.(\d+)\..*", "backbone, stage {}"),
+    (r"backbone\.stages\.(?P<stage>\d+)\..*", "backbone, stage {}"),
     (r"projection\..*", "projection to d_model"),
     (r"position\..*", "positions of tokens"),
-    (r"encoder\.layers\.\d+\.attention\..*", "encoder, self-attention"),
-    (r"encoder\.layers\.\d+\.feed_forward\..*", "encoder, feed-forward"),
-    (r"encoder\..*norm\..*", "encoder, norms"),
+    (rf"encoder\.{LAYER}attention\.{MATRIX}", "encoder, self-attention"),
+    (rf"encoder\.{LAYER}feed_forward\..*", "encoder, feed-forward"),
+    (rf"encoder\.(?:{LAYER})?.*norm\..*", "encoder, norms"),
     (r"fusion\..*", "fused map"),
-    (r"queries\..*", "queries"),
+    (r"queries\.(?:\d+\.)?(?:(?P<inner>category|box)\.)?.*", "queries"),
     (r"hints\..*", "hints"),
-    (r"decoder\.layers\.\d+\.self_attention\..*", "decoder, self-attention"),
-    (r"decoder\.layers\.\d+\.cross_attention\..*", "decoder, cross-attention"),
-    (r"decoder\.layers\.\d+\.box_bias\..*", "decoder, box bias"),
-    (r"decoder\.layers\.\d+\.feed_forward\..*", "decoder, feed-forward"),
-    (r"decoder\..*norm\..*", "decoder, norms"),
+    (rf"decoder\.{LAYER}self_attention\.{MATRIX}", "decoder, self-attention"),
+    (rf"decoder\.{LAYER}cross_attention\.{MATRIX}", "decoder, cross-attention"),
+    (rf"decoder\.{LAYER}box_bias\..*", "decoder, box bias"),
+    (rf"decoder\.{LAYER}feed_forward\..*", "decoder, feed-forward"),
+    (rf"decoder\.(?:{LAYER})?.*norm\..*", "decoder, norms"),
     (r"decoder\.position\..*", "positions of boxes"),
-    (r"heads\.(?:\d+\.)?category\..*", "class head"),
-    (r"heads\.(?:\d+\.)?box\..*", "box head"),
+    (r"heads\.(?:(?P<layer>\d+)\.)?category\..*", "class head"),
+    (r"heads\.(?:(?P<layer>\d+)\.)?box\..*", "box head"),
 )
+INNER = {"category": "class head", "box": "box head"}  # of the proposals; an attention's matrices keep their own names
 
 
-def part_of(name: str) -> tuple[int, str]:
-    """Return the place in `PARTS` and the part that a parameter belongs to; stages count from 1.
+def part_of(name: str) -> tuple[int, str, str]:
+    """Return the place in `PARTS` and the part that a parameter belongs to, and the piece of it; all count from 1.
 
     >>> part_of("backbone.stages.0.1.conv1.weight"), part_of("decoder.norm.bias")
-    ((1, 'backbone, stage 1'), (14, 'decoder, norms'))
+    ((1, 'backbone, stage 1', 'backbone, stage 1'), (14, 'decoder, norms', 'decoder, norms'))
+    >>> part_of("encoder.layers.0.attention.query.weight"), part_of("queries.box.hidden.weight")
+    ((4, 'encoder, self-attention', 'encoder layer 1, self-attention query'), (8, 'queries', 'queries box head'))
     """
     for place, (pattern, part) in enumerate(PARTS):
         if match := re.fullmatch(pattern, name):
-            return place, part.format(*(int(number) + 1 for number in match.groups()))
+            found = match.groupdict()
+            part = part.format(int(found.get("stage", 0)) + 1)
+            room, comma, rest = part.partition(",")
+            layer = f" layer {int(found['layer']) + 1}" if found.get("layer") else ""
+            inner = f" {INNER.get(found['inner'], found['inner'])}" if found.get("inner") else ""
+            return place, part, f"{room}{layer}{comma}{rest}{inner}"
     raise AssertionError(f"{name} belongs to no part")
 
 
 def parameters_by_part(model: ModelConfig) -> dict[tuple[int, str], int]:
-    """Return how many parameters each part has, under what `part_of` says, in the order that a picture passes them."""
+    """Return how many parameters each part has, under its place and name, in the order that a picture passes them."""
     counts: Counter[tuple[int, str]] = Counter()
     with torch.device("meta"):
         for name, parameter in DETR(model).named_parameters():
-            counts[part_of(name)] += parameter.numel()
+            counts[part_of(name)[:2]] += parameter.numel()
     return dict(sorted(counts.items()))
 
 

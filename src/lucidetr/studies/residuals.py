@@ -158,7 +158,7 @@ def draw_gradients(figure: Any, trained: Trained) -> None:
                     values = [value if value > 0 else math.nan for value in run.series.get(place, ())]
                     axes.plot(run.series.get("step", ()), values, marker=".", markersize=3, label=name)
             axes.set(title=f"{base.recipe}, {where}", xlabel="optimiser step", yscale="log")
-    rows[0][0].legend()
+    figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(BLOCKS))
 
 
 def draw_outcome(figure: Any, trained: Trained) -> None:

@@ -4,10 +4,13 @@ torchrun starts the processes, torch's DistributedDataParallel sums their gradie
 know: what must be counted over all ranks, what they must agree on, and who is missing when one does not answer.
 """
 
+import atexit
 import os
+import signal
+import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import zip_longest
@@ -20,17 +23,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lucidetr.config import TrainConfig
-from lucidetr.errors import InputError
+from lucidetr.errors import InputError, LostRank
 from lucidetr.structures import Detections
 from lucidetr.training.precision import choose_device
 
 PATIENCE = 3.0  # seconds to wait for a sign of the others before saying who is missing
 POLL = 0.05  # seconds between two looks for ranks that have yet to come
-
-
-class LostRank(RuntimeError):
-    """Say that the ranks no longer hear each other, and which of them gives no sign."""
 
 
 @dataclass(frozen=True)
@@ -136,30 +134,37 @@ def launched(environment: Mapping[str, str] = os.environ) -> Ranks:
 
 
 @contextmanager
-def joined(config: TrainConfig) -> Iterator[Ranks]:
-    """Connect with the other ranks that torchrun started; when they fall silent, raise `LostRank` that names them."""
+def joined(minutes: float, engine: str = "fast") -> Iterator[Ranks]:
+    """Connect with the other ranks that torchrun started, and wait for each of them up to so many minutes.
+
+    When some fall silent, `LostRank` names them; those of this machine are killed when this process ends. The
+    reference engine in several ranks is an InputError.
+    """
     ranks = launched()
     if ranks.size == 1:
         yield ranks
         return
-    if config.engine == "reference":
+    if engine == "reference":
         raise InputError(f"--engine reference computes in one process, not in {ranks.size}: start it without torchrun")
-    patience = timedelta(minutes=config.timeout_minutes)
+    patience = timedelta(minutes=minutes)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store = None
     try:
         found, rank, size = next(dist.rendezvous("env://", timeout=patience))
-        store = _of_their_own(found, ranks, config.timeout_minutes)
+        store = _of_their_own(found, ranks, minutes)
+        store.set(f"process/{ranks.rank}", f"{_launcher()} {os.getpid()}")
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
         yield ranks
     except RuntimeError as error:
         if isinstance(error, LostRank) or not _between_ranks(error):
             raise
         reason = str(error).splitlines()[0]
+        silent = _silent(store, ranks)
+        # first this process must have said why it ends, for torchrun ends all as soon as it misses one
+        atexit.register(_kill, _beside(store, silent))
         raise LostRank(
-            f"rank {ranks.rank} of {ranks.size} waited for the others in vain: {_name(_silent(store, ranks))} "
-            f"(--timeout-minutes {config.timeout_minutes:g}; {reason}). Look for that rank's own message above and "
-            "in its machine's log; --resume goes on from the last checkpoint"
+            f"rank {ranks.rank} of {ranks.size} waited for the others in vain: {_name(silent)} "
+            f"(--timeout-minutes {minutes:g}; {reason}). Look for that rank's own message above and in its machine's log"
         ) from error
     dist.destroy_process_group()
 
@@ -204,6 +209,28 @@ def _silent(store: dist.Store | None, ranks: Ranks) -> list[int]:
         return [rank for rank in range(ranks.size) if not store.check([f"waits/{rank}"])]
     except RuntimeError:  # the store has gone with the rank or machine that held it
         return []
+
+
+def _launcher() -> str:
+    """Return a name of the process that started this one, the same for all that it started."""
+    return f"{socket.gethostname()} {os.getppid()}"
+
+
+def _beside(store: dist.Store | None, silent: list[int]) -> list[int]:
+    """Return the processes of those silent ranks that the same torchrun started as this one."""
+    try:
+        known = [store.get(f"process/{rank}") for rank in silent if store and store.check([f"process/{rank}"])]
+    except RuntimeError:  # the store has gone
+        return []
+    places = [text.decode().rpartition(" ") for text in known]
+    return [int(process) for launcher, _, process in places if launcher == _launcher()]
+
+
+def _kill(processes: list[int]) -> None:
+    """Kill processes that hang: a frozen one does not heed torchrun's SIGTERM, and would be waited for."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def _name(silent: list[int]) -> str:

@@ -64,7 +64,7 @@ def train(config: TrainConfig, engine: Engine = FAST) -> Path:
 
     Where torchrun has started several processes, each is a rank of one run.
     """
-    with joined(config) as ranks, closing(ProgressLine(quiet=not ranks.first)) as line:
+    with joined(config.timeout_minutes, config.engine) as ranks, closing(ProgressLine(quiet=not ranks.first)) as line:
         return Run(config, line, engine, ranks).train()
 
 
