@@ -6,22 +6,23 @@ Each number is of cases of its kind; what is not named is not run. `--fuzz` is t
 pictures, and COCO, VOC and YOLO annotations for training's readers and for the doctor's.
 """
 
+import os
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 from benchmarks.measure import note
 
 TESTS = Path(__file__).parents[1] / "tests"
-TURNS = 4  # kills of one run before it is left to end
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Options:
     sets: int = 0
     """Random data sets evaluated here and by pycocotools."""
     signals: int = 0
-    """Runs stopped by SIGTERM in every phase, and taken up again."""
+    """Runs stopped by Ctrl-C or SIGTERM in every phase, and taken up again."""
     seed: int = 0
 
 
@@ -69,35 +70,8 @@ def run(name: str, work: Callable[[Path, int, int], str], seed: int, number: int
 
 
 def kill(folder: Path, seed: int, number: int) -> str:
-    """Kill runs again and again; what is left at the end must be as of a run that nobody killed."""
-    tests = import_module("learning.test_durability")
-    context = import_module("multiprocessing").get_context("forkserver")
-    context.set_forkserver_preload(["lucidetr.training.loop", "torch.utils.tensorboard"])
-    random, kills, runs = np.random.default_rng(seed), {"at random": 0, "inside a save": 0}, 0
-    first = context.Process(target=time.time)  # it waits for all imports
-    first.start()
-    first.join()
-    started = time.monotonic()
-    finish(tests.start(context, tests.short(folder / "whole")))
-    longest, expected = time.monotonic() - started, tests.fate(folder / "whole")
-    while sum(kills.values()) < number:
-        killed, runs = folder / f"killed-{runs}", runs + 1
-        for turn in range(TURNS):
-            process = tests.start(context, tests.short(killed, resume=True))
-            if turn % 2:
-                kills["inside a save"] += tests.kill_inside_a_save(process, random, killed)
-            else:
-                kills["at random"] += tests.kill_at_random(process, random, longest / 2)
-        finish(tests.start(context, tests.short(killed, resume=True)))
-        assert tests.fate(killed) == expected, f"run {runs - 1}"
-        assert not list(killed.rglob(".step-*.tmp")), f"run {runs - 1}"
-    return f"{kills}, {runs} runs"
-
-
-def finish(process) -> None:
-    """Wait for a run that nobody disturbs."""
-    process.join()
-    assert process.exitcode == 0
+    """Kill runs again and again."""
+    return str(import_module("learning.test_durability").kills(folder, seed, number))
 
 
 def damage(folder: Path, seed: int, number: int) -> str:
@@ -107,20 +81,39 @@ def damage(folder: Path, seed: int, number: int) -> str:
 
 
 def mutate(folder: Path, seed: int, number: int) -> str:
-    """Mutate pictures and annotation files, and read each."""
-    tests = import_module("unit.test_hostile_input")
-    tests.test_mutated_pictures_are_read_or_refused(folder, seed, number)
-    failures = []
+    """Mutate pictures and annotation files, read each, and print a line for each kind."""
+    tests = import_module("unit.test_fuzz")
+    kinds = {"pictures": tests.test_mutated_pictures_are_read_or_refused}
     for read in (tests.train, tests.examine):
         for make in tests.MAKERS:
-            own = folder / f"{read.__name__}-{make.__name__}"
-            own.mkdir()
-            try:
-                tests.test_mutated_annotations_are_read_or_refused(own, read, make, seed, number)
-            except Exception as error:  # noqa: BLE001 the other kinds are run all the same
-                failures.append(f"{own.name}: {type(error).__name__}: {error} {getattr(error, '__notes__', '')}"[:500])
+            work = partial(tests.test_mutated_annotations_are_read_or_refused, read=read, make=make)
+            kinds[f"{read.__name__}-{make.__name__}"] = work
+    failures = []
+    for name, work in kinds.items():
+        own, started, failure = folder / name, time.monotonic(), ""
+        own.mkdir()
+        try:
+            with quiet():
+                work(own, seed=seed, number=number)
+        except Exception as error:  # noqa: BLE001 the other kinds are run all the same
+            failure = f"{name}: {type(error).__name__}: {error} {getattr(error, '__notes__', '')}"[:500]
+            failures.append(failure)
+        print(f"  {name}: {number}, {time.monotonic() - started:.1f} s: {failure or 'nothing failed'}", flush=True)
     assert not failures, failures
     return "pictures, and three forms of annotations for two readers"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Send nowhere what libraries of C write on standard error itself: thousands of lines on damaged pictures."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def compare(folder: Path, seed: int, number: int) -> str:
@@ -130,7 +123,7 @@ def compare(folder: Path, seed: int, number: int) -> str:
 
 
 def stop(folder: Path, seed: int, number: int) -> str:
-    """Stop runs by SIGTERM."""
+    """Stop runs by Ctrl-C and SIGTERM."""
     return str(dict(import_module("learning.test_signals").signals(folder, seed, number)))
 
 

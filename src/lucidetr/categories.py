@@ -10,8 +10,8 @@ class Categories:
     """Hold the K categories of a data set; position k in both tuples is label k inside the model.
 
     >>> cells = Categories(ids=(1, 7), names=("red", "white"))
-    >>> len(cells), cells.label_of_id(7), cells.names[1]
-    (2, 1, 'white')
+    >>> len(cells), cells.ids[1], cells.names[1]
+    (2, 7, 'white')
     """
 
     ids: tuple[int, ...]
@@ -27,10 +27,3 @@ class Categories:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def label_of_id(self, category_id: int) -> int:
-        """Return the label 0…K−1 of a category id; an unknown id is an InputError."""
-        try:
-            return self.ids.index(category_id)
-        except ValueError:
-            raise InputError(f"category id {category_id} is not one of {list(self.ids)}") from None

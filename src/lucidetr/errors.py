@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
 
 class InputError(ValueError):
@@ -21,3 +23,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1)
     return (f"did you mean {near[0]}? " if near else "") + f"Known: {', '.join(known)}"
+
+
+def imported(name: str, package: str = "") -> Any:
+    """Import a package that this one does without; where it is missing, say how to install it or what brings it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise InputError(f"this needs {name} ({error}): pip install {package or name}") from None

@@ -5,7 +5,6 @@ Axis names mean the same everywhere and are listed in docs/shapes.md.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from lucidetr.boxes import xyxy_to_xywh
 from lucidetr.categories import Categories
-from lucidetr.errors import InputError, did_you_mean
+from lucidetr.errors import InputError, did_you_mean, imported
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +148,7 @@ class Detections:
 
     def to_supervision(self) -> Any:
         """Return the same as `supervision.Detections`: class_id is the label 0…K−1, data["class_name"] the name."""
-        return _imported("supervision").Detections(
+        return imported("supervision").Detections(
             xyxy=self.boxes_xyxy.numpy(),
             confidence=self.scores.numpy(),
             class_id=self.labels.numpy(),
@@ -160,7 +159,7 @@ class Detections:
         """Return a pandas table, a row for each detection: name, category_id, score, x0, y0, x1, y1."""
         columns: dict[str, Any] = {"name": self.names, "category_id": self.category_ids, "score": self.scores.numpy()}
         corners = zip(("x0", "y0", "x1", "y1"), self.boxes_xyxy.numpy().T, strict=True)
-        return _imported("pandas").DataFrame(columns | dict(corners))
+        return imported("pandas").DataFrame(columns | dict(corners))
 
 
 def labels_of(names: Iterable[str], categories: Categories) -> list[int]:
@@ -170,11 +169,3 @@ def labels_of(names: Iterable[str], categories: Categories) -> list[int]:
         if name not in categories.names:
             raise InputError(f"unknown category {name!r}: {did_you_mean(name, categories.names)}")
     return [categories.names.index(name) for name in names]
-
-
-def _imported(name: str) -> Any:
-    """Import a package that this one does without; where it is missing, say how to install it."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise InputError(f"this needs {name} ({error}): pip install {name}") from None

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lucidetr.cli.data import run as data_verb
 from lucidetr.config import AugmentationConfig, ImageConfig, TrainConfig
 from lucidetr.data.batching import (
     CountFrom,
@@ -289,8 +291,10 @@ def test_the_sheet_of_augmentations_shows_what_training_will_see():
 
     def cells(config):
         whole = np.asarray(draw_augmented(dataset, config, number=2, versions=3))
-        assert whole.shape == (2 * 56 + 8, 4 * 56 + 8, 3), "two rows of one picture and three versions"
-        parts = [[whole[8 + 56 * row :, 8 + 56 * column :][:48, :48] for column in range(4)] for row in (0, 1)]
+        side = 6 * 48  # each pixel grown to 6 × 6
+        step = side + 8
+        assert whole.shape == (2 * step + 8, 4 * step + 8, 3), "two rows of one picture and three versions"
+        parts = [[whole[8 + step * row :, 8 + step * column :][:side, :side] for column in range(4)] for row in (0, 1)]
         return [[part.astype(float) for part in row] for row in parts]
 
     for row in cells(config):
@@ -301,17 +305,28 @@ def test_the_sheet_of_augmentations_shows_what_training_will_see():
         assert all(np.abs(row[0] - other).mean() > 10 for other in row[1:]), "the others stand on their heads"
 
 
+def test_augmentations_without_a_recipe_are_those_that_train_would_choose(tmp_path, capsys):
+    data_verb(["augment", "--data", FEW, "--out", str(tmp_path / "sheet.png")])
+    said = capsys.readouterr().out
+    assert re.search(r"^chosen: lucid-\w+ at (\d+) × \1 with", said, re.MULTILINE)
+    assert (tmp_path / "sheet.png").is_file()
+
+
 def test_a_set_without_validation_is_split_the_same_way_each_time(tmp_path):
     write_splits(open_splits(FEW), tmp_path, "coco")
     (tmp_path / "annotations" / "val.json").unlink()
     config = replace(recipe("detr-xs"), data=str(tmp_path), val_fraction=0.25)
     train, val, notes = open_training_data(config)
     assert (len(train), len(val)) == (9, 3)
-    assert notes == ["no validation split: 3 of 12 training images set aside at random (--val-fraction 0.25, --seed 0)"]
+    assert notes == [
+        "no validation split: 3 of 12 training images set aside at random (--val-fraction 0.25), the same whatever the "
+        "--seed"
+    ]
     everything = sorted([*train.annotations.image_ids, *val.annotations.image_ids])
     assert everything == list(range(1, 13))
-    again, _, _ = open_training_data(config)
-    assert again.annotations.image_ids.tolist() == train.annotations.image_ids.tolist()
+    for seed in (0, 5):
+        again, _, _ = open_training_data(replace(config, seed=seed))
+        assert again.annotations.image_ids.tolist() == train.annotations.image_ids.tolist()
     whole = open_dataset(str(tmp_path), "train")
     index = int(val.annotations.image_ids[1]) - 1
     assert torch.equal(val.image(1), whole.image(index))

@@ -30,14 +30,10 @@ def truth(*pictures, categories=CATEGORIES) -> Annotations:
     """Return annotations; a picture is a list of (label, left, top) or (label, left, top, crowd) of 20 × 20 boxes."""
     flat = [(index, *thing) for index, picture in enumerate(pictures) for thing in picture]
     number = len(pictures)
-    objects = Objects(
-        image=np.array([thing[0] for thing in flat], dtype=np.int64),
-        ids=np.arange(len(flat)) + 1,
-        boxes_xywh=np.array([[thing[2], thing[3], 20, 20] for thing in flat], dtype=np.float64).reshape(-1, 4),
-        labels=np.array([thing[1] for thing in flat], dtype=np.int64),
-        areas=np.full(len(flat), 400.0),
-        crowd=np.array([len(thing) > 4 for thing in flat], dtype=bool),
-    )
+    image = np.array([thing[0] for thing in flat], dtype=np.int64)
+    boxes_xywh = np.array([[thing[2], thing[3], 20, 20] for thing in flat], dtype=np.float64).reshape(-1, 4)
+    objects = Objects.numbered(image, boxes_xywh, [thing[1] for thing in flat])
+    objects = objects._replace(crowd=np.array([len(thing) > 4 for thing in flat], dtype=bool))
     names = np.array([f"{i}.png" for i in range(number)])
     images = Pictures(np.arange(number) + 10, names, np.full((number, 2), SIDE))
     return gather(categories, Path("."), images, objects, np.ones(len(flat), dtype=bool))

@@ -1,19 +1,24 @@
-"""What each pixel mode means in each of the eight positions that a camera notes, and what a bomb costs."""
+"""What each pixel mode means in each of the eight positions that a camera notes, and what bombs and photos cost."""
 
 import io
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lucidetr.data.decoding import from_pillow, read_image
+from hostile_tools import MEASURES_MEMORY, limited, peak_memory, reset_peak
+from lucidetr.data import decoding
+from lucidetr.data.decoding import as_image, from_pillow, read_image
 from lucidetr.data.examine import look_at
 from lucidetr.data.raw import Picture, Raw
 from lucidetr.data.yolo import upright_size
+from lucidetr.deployment.service.worker import decode
 from lucidetr.errors import InputError
 
 HEIGHT, WIDTH = 5, 7
@@ -133,6 +138,18 @@ def test_a_mode_means_the_same_in_every_position(tmp_path, name, orientation):
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), mode.rgb)
 
 
+@pytest.mark.parametrize("name", MODES)
+def test_bands_meet_without_a_seam(monkeypatch, name):
+    monkeypatch.setattr(decoding, "BAND", 2 * WIDTH)
+    pixels = from_pillow(MODES[name].image(MODES[name].stored))
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), MODES[name].rgb)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_a_picture_of_nothing_has_no_pixels(size):
+    assert from_pillow(Image.new("RGB", size)).shape == (3, *size[::-1])
+
+
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("name", WITHOUT_MEANING)
 def test_32_bits_are_refused_in_every_position(tmp_path, name, orientation):
@@ -156,6 +173,9 @@ def test_a_turned_tiff_is_as_large_as_it_looks(tmp_path, name, compression, orie
     exif[ORIENTATION] = orientation
     image.save(tmp_path / "a.tif", exif=exif, compression=compression)
     assert np.array_equal(read_image(tmp_path / "a.tif").permute(1, 2, 0).numpy(), mode.rgb)
+    with Image.open(tmp_path / "a.tif") as opened:  # by the caller, and left unread
+        assert np.array_equal(as_image(opened).permute(1, 2, 0).numpy(), mode.rgb)
+        assert opened.filename == str(tmp_path / "a.tif")
     assert upright_size(tmp_path / "a.tif") == (HEIGHT, WIDTH)
     raw = Raw("train", [Picture("a", tmp_path / "a.tif", WIDTH, HEIGHT)])
     assert look_at(raw, raw.pictures[0])
@@ -188,6 +208,74 @@ def test_a_bomb_of_20_kilobytes_costs_little(tmp_path):
     arguments = [sys.executable, "-c", MEASURE, tmp_path / "bomb.png", tmp_path / "broken.png"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     megabytes, seconds, said = done.stdout.split(maxsplit=2)
-    assert "12600 × 12600 pixels are more than 100,000,000" in said
+    assert "12600 × 12600 is more than 100,000,000 pixels" in said
     assert float(megabytes) <= 50
     assert float(seconds) <= 0.1
+
+
+def claiming(width: int, height: int) -> bytes:
+    """Return a small GIF whose header says that it is large."""
+    file = io.BytesIO()
+    Image.fromarray(GREY).save(file, "GIF")
+    content = bytearray(file.getvalue())
+    content[6:10] = struct.pack("<HH", width, height)
+    return bytes(content)
+
+
+def decode_body(path: Path):
+    return decode(path.read_bytes(), decoding.MAX_PIXELS)
+
+
+@pytest.mark.parametrize("read", [read_image, upright_size, decode_body])
+def test_a_bomb_below_the_largest_size_is_refused_by_its_bytes(tmp_path, read):
+    path = tmp_path / "bomb.gif"
+    path.write_bytes(claiming(30_993, 3072))
+    said = r"30993 × 3072 pixels in [\d,]+ bytes, more than 1,000 to a byte, .*save it as JPEG, or make it smaller"
+    with limited("bomb"), pytest.raises(InputError, match=said) as refused:
+        read(path)
+    assert ("the picture" if read is decode_body else str(path)) in str(refused.value)
+    path.write_bytes(claiming(4000, 4000))  # on trust: cheap enough
+    with limited("small bomb"):
+        read(path)
+
+
+def test_the_doctor_refuses_the_same_bomb(tmp_path):
+    (tmp_path / "bomb.gif").write_bytes(claiming(30_993, 3072))
+    raw = Raw("train", [Picture("a", tmp_path / "bomb.gif", 30_993, 3072)])
+    assert look_at(raw, raw.pictures[0]) is None
+    assert [finding.kind for finding in raw.findings] == ["image-huge"]
+    assert "more than 1,000 to a byte" in raw.findings[0].text
+
+
+@pytest.mark.parametrize("read", [read_image, upright_size])
+def test_no_picture_starts_ghostscript(tmp_path, monkeypatch, read):
+    """Pillow knows EPS by its content, whatever the file is called."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+        monkeypatch.setattr(type(image), "load", lambda self: pytest.fail("it is run"))
+    said = r"photo\.jpg: not an image that can be read \(EPS is a program; save it as PNG\)"
+    with pytest.raises(InputError, match=said):
+        read(path)
+    raw = Raw("train", [Picture("a", path, 9, 9)])
+    assert look_at(raw, raw.pictures[0]) is None
+    assert [finding.kind for finding in raw.findings] == ["image-format"]
+
+
+@pytest.mark.parametrize(("mode", "form"), [("RGB", "JPEG"), ("L", "JPEG"), ("RGB", "PNG"), ("L", "PNG")])
+def test_large_blank_photos_are_no_bombs(tmp_path, mode, form):
+    path = tmp_path / "blank"
+    Image.new(mode, (5000, 3400), "white").save(path, form)
+    assert upright_size(path) == (3400, 5000)
+    assert read_image(path).min() == 255
+
+
+@pytest.mark.skipif(not MEASURES_MEMORY, reason="the peak of memory is measured on Linux only")
+def test_a_large_picture_is_held_in_few_forms_at_once():
+    """Its pixels, 3 bytes each, and one band at a time on its way there."""
+    image = Image.new("P", (5000, 5000), 7)
+    image.info["transparency"] = 7
+    before = reset_peak()
+    assert from_pillow(image).shape == (3, 5000, 5000)
+    assert peak_memory() - before < (3 * 25 + 50) * 1e6

@@ -152,6 +152,9 @@ def test_what_was_not_written_down_is_said(material):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"is not a run's folder: there is no run.json in it"):
         open_run(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"run\.json: expected a JSON list, got dict"):
+        open_run(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ the course of a run

@@ -21,14 +21,9 @@ A, B = 0, 1
 def truth(*things) -> Annotations:
     """Return the annotations of one picture: (label, left, crowd) of 20 × 20 boxes."""
     number = len(things)
-    objects = Objects(
-        image=np.zeros(number, dtype=np.int64),
-        ids=np.arange(number) + 1,
-        boxes_xywh=np.array([[left, 0, 20, 20] for _, left, _ in things], dtype=np.float64).reshape(-1, 4),
-        labels=np.array([label for label, _, _ in things], dtype=np.int64),
-        areas=np.full(number, 400.0),
-        crowd=np.array([crowd for _, _, crowd in things], dtype=bool),
-    )
+    boxes_xywh = np.array([[left, 0, 20, 20] for _, left, _ in things], dtype=np.float64).reshape(-1, 4)
+    objects = Objects.numbered(np.zeros(number, dtype=np.int64), boxes_xywh, [label for label, _, _ in things])
+    objects = objects._replace(crowd=np.array([crowd for _, _, crowd in things], dtype=bool))
     images = Pictures(np.array([1]), np.array(["1.png"]), np.array([[400, 400]]))
     return gather(CATEGORIES, Path("."), images, objects, np.ones(number, dtype=bool))
 

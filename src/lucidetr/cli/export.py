@@ -60,9 +60,9 @@ def run(arguments: list[str]) -> None:
 def some_pictures(folder: Path, number: int):
     """Return the name of the run's validation split, else of generated scenes, and pictures spread over it."""
     from lucidetr.config import TrainConfig
+    from lucidetr.conversion.read import read_json
     from lucidetr.data.dataset import open_dataset, open_training_data
     from lucidetr.fields import from_dict
-    from lucidetr.training.run_log import read_json
 
     dataset = None
     if (folder / "config.json").is_file():

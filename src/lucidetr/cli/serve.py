@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lucidetr.errors import InputError
+from lucidetr.errors import imported
 from lucidetr.fields import check_ranges
 
 PACKAGES = ("starlette", "uvicorn", "h11", "prometheus_client")
@@ -42,12 +42,10 @@ def run(arguments: list[str]) -> None:
     ranges: dict[str, tuple[float, float]] = {"port": (0, 65535), "threshold": (0, 1)}
     ranges |= {"queue": (1, 10_000), "batch": (1, 1000), "max_megabytes": (0.001, 2000), "max_megapixels": (0.001, 178)}
     check_ranges(options, "--", ranges)
-    try:
-        from lucidetr.deployment.service.app import serve
-    except ModuleNotFoundError as error:
-        if error.name not in PACKAGES:
-            raise
-        raise InputError(f"this needs {error.name} ({error}): pip install 'lucidetr[serve]'") from None
+    for package in PACKAGES:
+        imported(package, "'lucidetr[serve]'")
+
+    from lucidetr.deployment.service.app import serve
     from lucidetr.deployment.service.messages import Settings
 
     settings = {name: value for name, value in vars(options).items() if name not in ("host", "port")}

@@ -56,16 +56,19 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path}: not a readable safetensors file ({_first_line(error)})") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Return the object, or what else is expected, in a JSON file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, endless numbers or brackets
         raise InputError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    if not isinstance(values, kind):
+        expected = {dict: "object", list: "list"}[kind]
+        raise InputError(f"{path}: expected a JSON {expected}, got {type(values).__name__}")
     return values
 
 

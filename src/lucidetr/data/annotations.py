@@ -123,6 +123,13 @@ class Objects(NamedTuple):
     areas: np.ndarray
     crowd: np.ndarray
 
+    @classmethod
+    def numbered(cls, image: np.ndarray, boxes_xywh: np.ndarray, labels: list[int]) -> "Objects":
+        """Return objects of a form that knows nothing else of them: ids from 1, areas of the boxes, no crowds."""
+        areas = boxes_xywh[:, 2] * boxes_xywh[:, 3]
+        ids, crowd = np.arange(1, len(image) + 1), np.zeros(len(image), dtype=bool)
+        return cls(image, ids, boxes_xywh, np.array(labels, dtype=np.int64), areas, crowd)
+
 
 def gather(categories: Categories, folder: Path, pictures: Pictures, objects: Objects, keep: np.ndarray) -> Annotations:
     """Return the annotations with the objects that are kept, those of each image side by side."""

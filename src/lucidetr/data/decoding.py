@@ -14,10 +14,11 @@ from lucidetr.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 MAX_PIXELS = 100_000_000  # refused by the header, before anything is decoded
-# Above so many, which cost half a second and a tenth of a gigabyte, a file must have bytes for what it claims. Blank
-# photographs have: JPEG 1 byte for at most 170 pixels, RGB PNG for 340, grey PNG for 820, WebP for 560. What is refused
-# is large and all but empty: one colour all over as a PNG or GIF of a palette or of 1 bit (1,400 to 2,900 pixels a
-# byte), as lossless WebP (25,000) or as a blank fax page (TIFF with Group 4, 14,500; a written one has below 600).
+# Above so many, which cost half a second and 130 MB, a file must have bytes for what it claims. Photographs have, even
+# blank ones: a byte for at most 260 pixels in JPEG, 340 in RGB PNG, 560 in WebP, 820 in grey PNG. What is refused is
+# large and nearly empty: one colour all over as a GIF or a PNG of a palette or of 1 bit (1,400 to 2,900 pixels a byte)
+# or as lossless WebP (25,000), and a scanned page of 1 bit (TIFF, Group 4, 600 dpi) of a few lines: blank 11,600, five
+# lines 2,200; twenty have 630.
 PIXELS_ON_TRUST = 16_000_000
 PIXELS_PER_BYTE = 1000
 BAND = 1 << 20  # pixels that are converted at a time: a large picture is not held in four forms at once
@@ -30,7 +31,7 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap follows
             with Image.open(path) as image:
-                refuse_bomb(image, Path(path).stat().st_size, str(path))
+                refuse_by_header(image, Path(path).stat().st_size, str(path))
                 return from_pillow(image)
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
@@ -43,9 +44,11 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
         raise InputError(f"{path}: damaged or truncated image of {size:,} bytes ({error}); replace the file") from None
 
 
-def refuse_bomb(image: Image.Image, num_bytes: int, name: str, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse an opened picture, before it is decoded, that claims too many pixels, or far too many for its bytes."""
+def refuse_by_header(image: Image.Image, num_bytes: int, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse an opened picture, before it is decoded: a program, too many pixels, or far too many for its bytes."""
     width, height = image.size
+    if image.format == "EPS":  # Pillow would have Ghostscript run it, whatever the file is called
+        raise UnidentifiedImageError("EPS is a program; save it as PNG")
     if width * height > max_pixels:
         raise InputError(f"{name}: {width} × {height} is more than {max_pixels:,} pixels; make it smaller")
     if width * height > max(PIXELS_ON_TRUST, PIXELS_PER_BYTE * num_bytes):

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lucidetr.data.decoding import MAX_PIXELS, refuse_bomb
+from lucidetr.data.decoding import MAX_PIXELS, refuse_by_header
 from lucidetr.data.faults import EDGE_TOLERANCE, listing
 from lucidetr.data.raw import Finding, Picture, Raw
 from lucidetr.data.yolo import EXIF_ORIENTATION, TURNED, upright_sides
+from lucidetr.errors import InputError
 
 SMALLEST_BOX = 2.0  # pixels: less is a slip of the mouse
 SMALLEST_SIDE = 32
@@ -69,15 +70,13 @@ def look_at(raw: Raw, picture: Picture) -> tuple[str, int] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                try:
-                    refuse_bomb(image, len(content), str(path))
-                except InputError as error:
-                    raw.error("image-huge", str(error))
-                    return None
+                refuse_by_header(image, len(content), str(path))
                 _header(raw, picture, image)
                 image.filename = ""  # see decoding.py
                 image.load()
                 return hashlib.sha256(content).hexdigest(), fingerprint(image)
+    except InputError as error:
+        raw.error("image-huge", str(error))
     except Image.DecompressionBombError as error:
         raw.error("image-huge", f"{path}: more than {MAX_PIXELS:,} pixels ({error}); make it smaller")
     except UnidentifiedImageError:

@@ -198,7 +198,8 @@ def _pictures(raw: Raw, path: Path, content: dict[str, Any]) -> dict[int, int]:
             raw.error("image-listed-twice", f"{place} and image {listed[name]} are the same file {name}; keep one")
         listed[name] = number
         rows[number] = len(raw.pictures)
-        sides = [side if type(side) is int and side > 0 else None for side in (entry.get("width"), entry.get("height"))]
+        stated = (entry.get("width"), entry.get("height"))
+        sides = [side if type(side) is int and 0 < side < 2**63 else None for side in stated]
         if None in sides:
             raw.error(
                 "image-size",

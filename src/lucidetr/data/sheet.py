@@ -73,12 +73,14 @@ def draw_truth(dataset: Dataset, index: int) -> Image.Image:
 
 
 def draw_batch(part: Batch, images: ImageConfig, names: tuple[str, ...]) -> Iterator[Image.Image]:
-    """Yield each image of a batch with its boxes."""
+    """Yield each image of a batch with its boxes; a small one grows, so that names do not cover it."""
     pixels = denormalise(part.images, images)
+    times = max(CELL // max(pixels.shape[-2:]), 1)
+    pixels = pixels.repeat_interleave(times, 2).repeat_interleave(times, 3)
     for i, count in enumerate(part.counts.tolist()):
         seen = ~part.padding[i]
         height, width = int(seen.any(1).sum()), int(seen.any(0).sum())
-        boxes = cxcywh_to_xyxy(part.boxes_cxcywh[i, :count]) * torch.tensor([width, height, width, height])
+        boxes = cxcywh_to_xyxy(part.boxes_cxcywh[i, :count]) * torch.tensor([width, height, width, height]) * times
         labels = part.labels[i, :count].tolist()
         yield draw_boxes(pixels[i], boxes, [names[label] for label in labels], labels)
 

@@ -79,14 +79,7 @@ def read_voc(folder: Path, files: list[Path], every: list[Path], bad_boxes: BadB
         categories,
         folder,
         Pictures(np.arange(1, len(files) + 1), np.array([str(name) for name, *_ in pictures]), sizes),
-        Objects(
-            image=image,
-            ids=np.arange(1, len(rows) + 1),
-            boxes_xywh=kept,
-            labels=np.array(labels, dtype=np.int64),
-            areas=kept[:, 2] * kept[:, 3],
-            crowd=np.zeros(len(rows), dtype=bool),
-        ),
+        Objects.numbered(image, kept, labels),
         keep,
     )
 

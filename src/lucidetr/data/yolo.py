@@ -1,5 +1,6 @@
 """YOLO data sets: a data.yaml, pictures in folders or lists, and one text file of boxes for each picture."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
-from lucidetr.data.decoding import SUFFIXES, refuse_bomb
+from lucidetr.data.decoding import SUFFIXES, refuse_by_header
 from lucidetr.data.faults import BadBoxes, check_boxes, is_file, is_within, listing, refuse_outside
 from lucidetr.data.splits import SPLIT_WORDS
 from lucidetr.errors import InputError
@@ -95,20 +96,12 @@ def read_yolo(file: Path, pictures: list[Path], bad_boxes: BadBoxes = "refuse") 
 
     kept, keep = check_boxes(file, given, sizes[image], place, bad_boxes)
     folder = _common_folder(pictures)
+    names_below = np.array([str(path.relative_to(folder)) for path in pictures])
     return gather(
         categories,
         folder,
-        Pictures(
-            np.arange(1, len(pictures) + 1), np.array([str(path.relative_to(folder)) for path in pictures]), sizes
-        ),
-        Objects(
-            image=image,
-            ids=np.arange(1, len(rows) + 1),
-            boxes_xywh=kept,
-            labels=np.array(labels, dtype=np.int64),
-            areas=kept[:, 2] * kept[:, 3],
-            crowd=np.zeros(len(rows), dtype=bool),
-        ),
+        Pictures(np.arange(1, len(pictures) + 1), names_below, sizes),
+        Objects.numbered(image, kept, labels),
         keep,
     )
 
@@ -260,9 +253,11 @@ def read_box(where: str, line: str) -> tuple[int, list[float]]:
 def upright_size(path: Path) -> tuple[int, int]:
     """Return height and width of a picture as it will be seen: upright. Only its header is read."""
     try:
-        with Image.open(path) as image:
-            refuse_bomb(image, path.stat().st_size, str(path))  # now, not in the midst of training
-            width, height = upright_sides(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap follows
+            with Image.open(path) as image:
+                refuse_by_header(image, path.stat().st_size, str(path))  # now, not in the midst of training
+                width, height = upright_sides(image)
     except InputError:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:

@@ -1,11 +1,9 @@
 """Exported files that predict, behind the calling convention of `DETR`: ONNX Runtime, OpenVINO, torch.export."""
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from zipfile import BadZipFile
 
 import torch
@@ -13,12 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lucidetr.config import CARD_SCHEMA, ModelCard, ModelConfig
-from lucidetr.errors import InputError
+from lucidetr.errors import InputError, imported
 from lucidetr.fields import from_dict
 from lucidetr.structures import Predictions
 from lucidetr.training.precision import choose_precision
 
 OUTPUTS = ("logits", "boxes_cxcywh")
+EXTRA = "'lucidetr[export]'"  # what brings these packages
 CARD = ["lucidetr", "card"]  # where OpenVINO keeps it
 Compute = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -95,18 +94,10 @@ def read_card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
     return from_dict(ModelCard, values)
 
 
-def imported(name: str) -> ModuleType:
-    """Import a package of the extra `export`; where it is missing, say how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(f"this needs {name} ({error}): pip install 'lucidetr[export]'") from None
-
-
 def open_onnx(path: Path, precision: str) -> tuple[Compute, dict[str, str]]:
     """Open an ONNX file with ONNX Runtime; return what computes, and the metadata."""
-    runtime = imported("onnxruntime")
-    failures = imported("onnxruntime.capi.onnxruntime_pybind11_state")
+    runtime = imported("onnxruntime", EXTRA)
+    failures = imported("onnxruntime.capi.onnxruntime_pybind11_state", EXTRA)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
@@ -124,7 +115,7 @@ def open_onnx(path: Path, precision: str) -> tuple[Compute, dict[str, str]]:
 
 def open_openvino(path: Path, precision: str) -> tuple[Compute, dict[str, str]]:
     """Open an OpenVINO model, an .xml file with its weights in a .bin file beside it; likewise."""
-    openvino = imported("openvino")
+    openvino = imported("openvino", EXTRA)
     core = openvino.Core()
     try:
         model = core.read_model(path)

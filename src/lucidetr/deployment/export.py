@@ -18,8 +18,8 @@ from torch.export import Dim, ExportedProgram
 
 from lucidetr.config import ModelCard
 from lucidetr.data.preprocessing import make_batch, prepare
-from lucidetr.deployment.engines import CARD, OUTPUTS, imported, open_exported, sides
-from lucidetr.errors import InputError
+from lucidetr.deployment.engines import CARD, EXTRA, OUTPUTS, open_exported, sides
+from lucidetr.errors import InputError, imported
 from lucidetr.fields import to_dict
 from lucidetr.models.detr import DETR
 from lucidetr.models.postprocess import postprocess
@@ -81,7 +81,7 @@ def metadata(card: ModelCard) -> dict[str, str]:
 def write_onnx(program: ExportedProgram, about: Mapping[str, str], path: Path) -> None:
     """Write an ONNX file, weights and all."""
     for name in ("onnx", "onnxscript"):
-        imported(name)
+        imported(name, EXTRA)
     with quiet():
         written = torch.onnx.export(
             program, dynamo=True, input_names=["images", "padding"], output_names=list(OUTPUTS), verbose=False
@@ -98,7 +98,7 @@ def write_onnx(program: ExportedProgram, about: Mapping[str, str], path: Path) -
 
 def write_openvino(program: ExportedProgram, about: Mapping[str, str], path: Path) -> None:
     """Write an OpenVINO model, PATH and its weights beside it, from the same graph by way of ONNX."""
-    imported("openvino")
+    imported("openvino", EXTRA)
     with tempfile.TemporaryDirectory() as folder:
         between = Path(folder) / "model.onnx"
         write_onnx(program, about, between)
@@ -107,7 +107,7 @@ def write_openvino(program: ExportedProgram, about: Mapping[str, str], path: Pat
 
 def onnx_to_openvino(source: Path, about: Mapping[str, str], path: Path) -> None:
     """Write an ONNX file's graph as an OpenVINO model, its weights in float32."""
-    openvino = imported("openvino")
+    openvino = imported("openvino", EXTRA)
     model = openvino.Core().read_model(source)
     for name, text in about.items():
         model.set_rt_info(text, [CARD[0], name])

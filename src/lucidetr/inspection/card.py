@@ -18,7 +18,7 @@ from lucidetr.inspection.material import Material
 from lucidetr.inspection.page import Figure, Section, chart, written
 from lucidetr.models.size import PARTS, count_operations, measure, parameters_by_part, part_of
 from lucidetr.recipes import RECIPES
-from lucidetr.training.run_log import read_json
+from lucidetr.training.run_log import last_start
 
 PAPER = "detr-r50"
 # what belongs to this run or machine, not to the recipe
@@ -159,7 +159,7 @@ def draw_data(made: Chart, train: DataSummary, val: DataSummary) -> None:
 def facts(material: Material) -> list[list[str]]:
     """Return how the model was made: data, machine, code."""
     config, card = material.config, material.card
-    start = read_json(material.run / "run.json")[-1]
+    start = last_start(material.run)
     seconds = max((line["seconds"] for line in material.metrics if "seconds" in line), default=0.0)
     versions = ", ".join(f"{name} {number}" for name, number in start["versions"].items())
     return [

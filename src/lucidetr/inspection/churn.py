@@ -66,7 +66,7 @@ def warn_of_churn(matching: Matching, ranked: bool) -> tuple[str, ...]:
         return ()
     return (
         f"At the end {known[-1]:.0%} of the objects still had another query than at their last sight: the matching has "
-        "not settled; a longer run, hints (--model.denoising 0.4) or queries that start from a box would help.",
+        "not settled; a longer run, or queries that start from a box (the lucid recipes), would help.",
     )
 
 

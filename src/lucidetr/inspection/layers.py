@@ -49,21 +49,15 @@ def layer_precision(
 ) -> LayerPrecision:
     """Return AP and AP50 after every row of the model's predictions, without and with NMS, from one pass over a split.
 
-    `proposals` says that the first row is not a decoder layer but what the queries started from. NMS drops a box that
-    overlaps a better one of its category by an IoU above `overlap`. The model's training mode is left as it was.
+    The model is in evaluation mode. `proposals` says that the first row is not a decoder layer but what the queries
+    started from. NMS drops a box that overlaps a better one of its category by an IoU above `overlap`.
     """
     some = next(model.parameters())
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     found: list[list[Detections]] = []
-    try:
-        for part in evaluation_batches(dataset, images, batch):
-            moved = part.to(some.device, some.dtype)
-            rows = by_row(model(moved.images, moved.padding), part.sizes, categories)
-            found = [earlier + row for earlier, row in zip(found, rows, strict=True)] if found else rows
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    for part in evaluation_batches(dataset, images, batch):
+        moved = part.to(some.device, some.dtype)
+        rows = by_row(model(moved.images, moved.padding), part.sizes, categories)
+        found = [earlier + row for earlier, row in zip(found, rows, strict=True)] if found else rows
     suppressed = [[suppress(each, overlap) for each in row] for row in found]
     values = [_precisions(dataset.annotations, rows) for rows in (found, suppressed)]
     return LayerPrecision(layer_names(len(found), proposals), values[0], values[1], overlap)

@@ -14,11 +14,10 @@ from lucidetr.data.dataset import Dataset, open_training_data
 from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import Metrics, evaluate
 from lucidetr.evaluation.detect import detect
-from lucidetr.fields import from_dict
 from lucidetr.models.detr import DETR
 from lucidetr.structures import Detections
 from lucidetr.training.checkpoint import load_model
-from lucidetr.training.run_log import read_json, read_metrics
+from lucidetr.training.run_log import read_metrics, trained_as
 from lucidetr.training.statistics import read_statistics
 
 
@@ -63,7 +62,7 @@ def open_run(run: Path, images: Iterable[int] = (), pictures: int = 4, most: int
     """
     if not (run / "run.json").is_file():
         raise InputError(f"{run} is not a run's folder: there is no run.json in it; give the --out of lucidetr train")
-    config = from_dict(TrainConfig, read_json(run / "run.json")[-1]["trained_as"])
+    config = trained_as(run)
     _, dataset, _ = open_training_data(config)
     ids = dataset.annotations.image_ids.tolist()
     wanted = list(images)

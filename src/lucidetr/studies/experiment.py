@@ -17,7 +17,7 @@ from lucidetr.fields import from_dict
 from lucidetr.studies.engines import choose_engine
 from lucidetr.training.engine import Engine
 from lucidetr.training.loop import train
-from lucidetr.training.run_log import read_json, read_metrics
+from lucidetr.training.run_log import last_start, read_metrics
 
 DATA = "generated:digits"
 FEW_DATA = "generated:digits?train=1000&val=100"  # for a quick look
@@ -138,7 +138,7 @@ def run_one(
             train(replace(fit, out=str(run)), engine or own)
         except FloatingPointError:
             diverged = {"diverged": 1.0}
-        lines, begun = read_metrics(run), read_json(run / "run.json")[-1]
+        lines, begun = read_metrics(run), last_start(run)
         numbers, series = read(run)
     finally:
         shutil.rmtree(folder)

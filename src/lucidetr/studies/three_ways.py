@@ -14,7 +14,7 @@ from pathlib import Path
 from lucidetr.config import TrainConfig
 from lucidetr.conversion.names import backbone_only
 from lucidetr.errors import InputError
-from lucidetr.recipes import DETR_R50, LUCID_S_LITE0, LUCID_XS, RECIPES, fine_tuned
+from lucidetr.recipes import DETR_R50, LUCID_S_LITE0, LUCID_XS, RECIPES
 from lucidetr.studies.experiment import (
     FEW_DATA,
     Contender,
@@ -103,9 +103,9 @@ def from_checkpoint(file: str) -> dict[str, TrainConfig]:
     kin = LUCID_XS if card.model.classification == "sigmoid" else DETR_R50
     base = replace(RECIPES.get(card.recipe, kin), weights="")
     fitting = {"model": card.model, "images": card.images}
-    tuned, stem = fine_tuned(base), str(Path(file))  # every run's file has the same name
+    stem = str(Path(file))  # every run's file has the same name
     return {
-        f"{stem} tuned": replace(tuned, weights=file, **fitting),
+        f"{stem} tuned": replace(base, weights=file, **fitting),
         f"{stem}, random weights": replace(base, **fitting),
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lucidetr.config import TrainConfig
+from lucidetr.conversion.read import read_json
 from lucidetr.errors import InputError
 from lucidetr.fields import difference, from_dict, to_dict
 from lucidetr.training.checkpoint import has_card, training_checkpoints, write_atomically
@@ -49,16 +50,17 @@ def prepare_folder(folder: Path, config: TrainConfig) -> bool:
 
 def as_it_began(folder: Path, config: TrainConfig) -> TrainConfig:
     """Return the config that the run in this folder was trained as; only what may differ is taken from `config`."""
-    began = from_dict(TrainConfig, read_json(folder / "run.json")[-1]["trained_as"])
-    return replace(began, **{name: getattr(config, name) for name in FREE_ON_RESUME})
+    return replace(trained_as(folder), **{name: getattr(config, name) for name in FREE_ON_RESUME})
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of one of the run's JSON files; a damaged one is an InputError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); without it the run cannot be used") from None
+def trained_as(folder: Path) -> TrainConfig:
+    """Return the config that the run in this folder was trained as."""
+    return from_dict(TrainConfig, last_start(folder)["trained_as"])
+
+
+def last_start(folder: Path) -> dict[str, Any]:
+    """Return how the run in this folder was started the last time, as `describe_run` says it."""
+    return read_json(folder / "run.json", list)[-1]
 
 
 def processor() -> str:
@@ -103,7 +105,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / "metrics.jsonl"
-        starts = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else []
+        starts = read_json(folder / "run.json", list) if (folder / "run.json").is_file() else []
         write_atomically(folder / "run.json", json.dumps([*starts, description], indent=2).encode())
         write_atomically(folder / "config.json", json.dumps(to_dict(asked), indent=2).encode())
         drop_lines_after(self.path, step)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lucidetr.config import TrainConfig
 from lucidetr.data.dataset import has_split, open_dataset, open_training_data
-from lucidetr.data.decoding import from_pillow, refuse_bomb
+from lucidetr.data.decoding import from_pillow, refuse_by_header
 from lucidetr.data.preprocessing import Sample as Resized
 from lucidetr.deployment.detector import Detector, load
 from lucidetr.deployment.page.look import look_json, point_json
@@ -99,7 +99,7 @@ def decode(body: bytes, max_pixels: int) -> UInt8[Tensor, "3 height width"]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large or damaged pictures: our own cap and words follow
             with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
-                refuse_bomb(picture, len(body), "the picture", max_pixels)
+                refuse_by_header(picture, len(body), "the picture", max_pixels)
                 return from_pillow(picture)
     except Image.DecompressionBombError:  # Pillow raises it, too, far above any cap of ours
         raise InputError(f"the picture says that it has more than {max_pixels:,} pixels; make it smaller") from None
