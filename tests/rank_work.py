@@ -1,7 +1,10 @@
 """What each rank does in the tests of several processes, and how the processes are started."""
 
+import contextlib
+import io
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import time
@@ -10,16 +13,17 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from lucidetr.cli import evaluate
 from lucidetr.config import TrainConfig
 from lucidetr.data.batching import fixed_sample
 from lucidetr.data.dataset import open_dataset
 from lucidetr.data.preprocessing import make_batch
-from lucidetr.errors import InputError
+from lucidetr.errors import InputError, LostRank
 from lucidetr.evaluation.detect import detect
 from lucidetr.models.detr import DETR
 from lucidetr.structures import Target
 from lucidetr.training import loop
-from lucidetr.training.distributed import ALONE, LostRank, average_batch_norm, joined
+from lucidetr.training.distributed import ALONE, average_batch_norm, joined
 from lucidetr.training.engine import FAST
 from lucidetr.training.interrupt import Stopped
 from lucidetr.training.progress import ProgressLine
@@ -92,10 +96,10 @@ def five_steps(config: TrainConfig, micro_batch: int, ranks=ALONE) -> dict:
 
 
 def many_things(folder, configs: dict[str, TrainConfig], source: str) -> dict:
-    """Do as one of two ranks all that needs no run of its own."""
+    """Do as one of several ranks all that needs no run of its own."""
     made: dict = {}
     some = next(iter(configs.values()))
-    with joined(some) as ranks:
+    with joined(some.timeout_minutes) as ranks:
         for name, config in configs.items():
             for micro_batch in (2, 1):
                 out = replace(config, out=str(folder / f"{name}-{micro_batch}"))
@@ -150,10 +154,17 @@ def train_noting(config: TrainConfig, stop_in_step: int = 0, signalled: int = 0)
     return {"seen": seen, "ended": ended}
 
 
-def fall_silent(config: TrainConfig) -> str:
+def evaluated(*arguments: object) -> str:
+    """Evaluate from the command line and return what is printed but for the progress."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        evaluate.run([str(each) for each in arguments])
+    return re.sub(r"^ *\d+%  .*\n", "", said.getvalue(), flags=re.MULTILINE)
+
+
+def fall_silent(minutes: float) -> str:
     """Wait, as rank 0, for a rank that has fallen asleep, and return what is said of it."""
     try:
-        with joined(config) as ranks:
+        with joined(minutes) as ranks:
             if ranks.rank:
                 time.sleep(12)
             else:

@@ -71,12 +71,12 @@ def test_the_first_batch_is_drawn_as_the_model_sees_it(scenes):
         assert torch.equal(mine.images, theirs.images)
         assert torch.equal(mine.boxes_cxcywh, theirs.boxes_cxcywh)
     cell = np.asarray(next(sheet.draw_batch(parts[0], config.images, tuple("0123456789"))))
-    pixels = sheet.denormalise(parts[0].images, config.images)[0].permute(1, 2, 0).numpy()
-    assert cell.shape == pixels.shape == (64, 64, 3)
+    pixels = sheet.denormalise(parts[0].images, config.images)[0].permute(1, 2, 0).numpy().repeat(5, 0).repeat(5, 1)
+    assert cell.shape == pixels.shape == (320, 320, 3)  # each pixel of 64 × 64 grown to 5 × 5
     drawn = (cell != pixels).any(-1)
-    assert 0.02 < drawn.mean() < 0.9  # boxes and captions; the rest is the picture itself
+    assert 0.005 < drawn.mean() < 0.9  # boxes and captions; the rest is the picture itself
     whole = preflight.draw_batches(parts, config.images, tuple("0123456789"))
-    assert whole.size == (2 * (64 + 8) + 8, 2 * (64 + 8) + 8)
+    assert whole.size == (2 * (320 + 8) + 8, 2 * (320 + 8) + 8)
 
 
 def test_a_model_that_does_not_see_the_picture_is_noticed(tmp_path, scenes):

@@ -164,7 +164,7 @@ def joined(minutes: float, engine: str = "fast") -> Iterator[Ranks]:
         atexit.register(_kill, _beside(store, silent))
         raise LostRank(
             f"rank {ranks.rank} of {ranks.size} waited for the others in vain: {_name(silent)} "
-            f"(--timeout-minutes {minutes:g}; {reason}). Look for that rank's own message above and in its machine's log"
+            f"(--timeout-minutes {minutes:g}; {reason}). Look for that rank's own message above or in its log"
         ) from error
     dist.destroy_process_group()
 
