@@ -3,7 +3,9 @@
 import hashlib
 import json
 import multiprocessing
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +19,31 @@ from run_tools import tiny
 from surface_tools import lucidetr
 
 STEPS = 8
+TURNS = 4  # kills of one run before it is left to end
+PRELOADED = ["lucidetr.cli.train", "lucidetr.training.loop", "lucidetr.inspection.curves", "torch.utils.tensorboard"]
+PRELOADED += ["sklearn.datasets"]  # holds the pictures of generated data
 TIMES = ("seconds", "images_per_second")
 
 
 def short(out: Path, **changes):
-    """Return a run that saves after every step."""
-    return tiny(out, steps=STEPS, evaluations=STEPS, preflight="off", statistics=0, **changes)
+    """Return a small run that saves after every step."""
+    config = tiny(out, steps=STEPS, evaluations=STEPS, preflight="off", statistics=0, **changes)
+    return replace(config, model=replace(config.model, encoder_layers=1, decoder_layers=1))
 
 
-@pytest.fixture(scope="module")
-def apart():
-    """Return processes that start in no time: each is forked from one that has imported everything and run nothing."""
+def start(out: Path, **changes):
+    """Start a short run in no time: in a process forked from one that has imported everything and run nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lucidetr.training.loop", "torch.utils.tensorboard"])
-    return context
-
-
-def start(apart, config):
-    process = apart.Process(target=loop.train, args=(config,))
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=loop.train, args=(short(out, **changes),))
     process.start()
     return process
+
+
+def finish(process) -> None:
+    """Wait for a run that nobody disturbs."""
+    process.join()
+    assert process.exitcode == 0
 
 
 def kill_at_random(process, random: np.random.Generator, longest: float) -> bool:
@@ -71,35 +78,36 @@ def fate(run: Path) -> dict[str, object]:
     return digests | models | {"lines": lines} | {k: v for k, v in state.items() if k != "seconds"}
 
 
-@pytest.mark.slow
-def test_killed_runs_go_on_bit_by_bit(tmp_path, apart):
-    """Kills without warning, three or more inside a save and as many elsewhere; runs are taken up again and again."""
-    random, kills = np.random.default_rng(0), {"at random": 0, "inside a save": 0}
-    first = apart.Process(target=time.time)  # it waits for all imports
-    first.start()
-    first.join()
+def kills(folder: Path, seed: int, number: int) -> dict[str, int]:
+    """Kill runs without warning and take them up again, and return how many kills came where.
+
+    What is left at the end must be as of a run that nobody killed.
+    """
+    random, counts, runs = np.random.default_rng(seed), {"at random": 0, "inside a save": 0}, 0
+    finish(start(folder / "first"))  # it waits for all imports
     started = time.monotonic()
-    whole = start(apart, short(tmp_path / "whole"))
-    whole.join()
-    longest = time.monotonic() - started
-    assert whole.exitcode == 0
-    expected = fate(tmp_path / "whole")
-    number = 0
-    while min(kills.values()) < 3:
-        run, number = tmp_path / f"killed-{number}", number + 1
-        for turn in range(4):
-            process = start(apart, short(run, resume=True))
+    finish(start(folder / "whole"))
+    longest, expected = time.monotonic() - started, fate(folder / "whole")
+    while sum(counts.values()) < number:
+        run, runs = folder / f"killed-{runs}", runs + 1
+        for turn in range(TURNS):
+            process = start(run, resume=True)
             if turn % 2:
-                kills["inside a save"] += kill_inside_a_save(process, random, run)
+                counts["inside a save"] += kill_inside_a_save(process, random, run)
             else:
-                kills["at random"] += kill_at_random(process, random, longest / 2)
-        last = start(apart, short(run, resume=True))
-        last.join()
-        assert last.exitcode == 0
-        assert fate(run) == expected
-        assert not list(run.rglob(".step-*.tmp"))
-        assert number < 8
-    print(f"{kills}, {number} runs")
+                counts["at random"] += kill_at_random(process, random, longest / 2)
+        finish(start(run, resume=True))
+        assert fate(run) == expected, f"run {runs - 1}"
+        assert not list(run.rglob(".step-*.tmp")), f"run {runs - 1}"
+    return counts | {"runs": runs}
+
+
+@pytest.mark.slow
+def test_killed_runs_go_on_bit_by_bit(tmp_path):
+    counts = kills(tmp_path, seed=0, number=40)
+    print(counts)
+    assert counts["inside a save"] >= 12
+    assert counts["at random"] >= 12
 
 
 def plant(folder: Path) -> Path:
@@ -117,6 +125,33 @@ def plant(folder: Path) -> Path:
         content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
         (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
     return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_deleted_during_a_run_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch, workers):
+    data = str(plant(tmp_path / "data"))
+    whole = loop.train(short(tmp_path / "whole", data=data))
+    picture, step = tmp_path / "data" / "train" / "3.png", loop.Run.step
+    pixels = picture.read_bytes()
+
+    def deleting(self, parts):
+        picture.unlink(missing_ok=True)
+        return step(self, parts)
+
+    monkeypatch.setattr(loop.Run, "step", deleting)
+    command = ["train", "detr-xs", "--out", tmp_path / "cut"]
+    monkeypatch.setattr("lucidetr.studies.engines.choose_engine", lambda _: (config,))
+    config = short(tmp_path / "cut", data=data, workers=workers, cache_gb=0.0)
+    said = lucidetr(*command, status=2).splitlines()[0]
+    found = re.fullmatch(
+        rf"lucidetr: {re.escape(str(picture))}: no such image file \(saved after step (\d); --resume goes .*\)", said
+    )
+    assert found, said
+    assert int(found[1]) in ((1,) if workers == 0 else range(1, 6))  # what was read ahead is still trained on
+    picture.write_bytes(pixels)
+    monkeypatch.setattr(loop.Run, "step", step)
+    loop.train(short(tmp_path / "cut", data=data, workers=workers, cache_gb=0.0, resume=True))
+    assert fate(tmp_path / "cut") == fate(whole)
 
 
 def tree(folder: Path) -> dict[str, tuple]:

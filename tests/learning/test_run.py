@@ -1,6 +1,7 @@
 """Whole runs: resumed equals uninterrupted, parts equal the whole, a few images are learned by heart."""
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from lucidetr.criterion.set_loss import normalisers, set_loss
-from lucidetr.data.batching import training_steps
+from lucidetr.data import batching
+from lucidetr.data.batching import Steps, training_steps
 from lucidetr.data.dataset import open_dataset
 from lucidetr.deployment.detector import load
 from lucidetr.errors import InputError
@@ -19,7 +21,7 @@ from lucidetr.evaluation.coco import NUMBERS, Metrics
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training import loop
-from lucidetr.training.checkpoint import load_tensors
+from lucidetr.training.checkpoint import load_newest_training, load_tensors
 from lucidetr.training.run_log import read_metrics
 from run_tools import TINY, tiny
 
@@ -110,6 +112,98 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_bit_by_bit(tmp_path, monke
     cut = loop.train(tiny(tmp_path / "cut", evaluations=1, workers=workers, resume=True))
     a, b = newest_state(whole), newest_state(cut)
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Train with workers, and nothing happens."""
+    return loop.train(tiny(tmp_path_factory.mktemp("undisturbed") / "run", workers=2))
+
+
+@pytest.mark.parametrize(("within", "call", "step"), [("step", 3, 3), ("detect", 2, 4)])
+def test_a_worker_that_is_killed_ends_the_run_saved_and_it_goes_on_bit_by_bit(
+    tmp_path, monkeypatch, capsys, undisturbed, within, call, step
+):
+    """In the midst of the third step, and in the evaluation after the fourth."""
+    owner = loop.Run if within == "step" else loop
+    real, calls = getattr(owner, within), []
+
+    def bereaved(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            worker = multiprocessing.active_children()[-1]
+            worker.kill()
+            worker.join()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, within, bereaved)
+    heeded = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(InputError) as lost:
+        loop.train(tiny(tmp_path / "cut", workers=2))
+    assert str(lost.value) == (
+        "one of the 2 worker processes that read pictures was killed by signal 9 (Killed), most likely for lack of "
+        "memory: choose fewer --workers, or give the machine or container more memory, shared memory included "
+        f"(saved after step {step}; --resume goes on from there)"
+    )
+    assert multiprocessing.active_children() == []
+    assert signal.getsignal(signal.SIGCHLD) == heeded
+    monkeypatch.setattr(owner, within, real)
+    cut = loop.train(tiny(tmp_path / "cut", workers=0, resume=True))
+    assert f"resumed after step {step}" in capsys.readouterr().out
+    a, b = newest_state(undisturbed), newest_state(cut)
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert without_time(read_metrics(undisturbed)) == without_time(read_metrics(cut))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_worker_that_dies_while_it_is_waited_for_is_noticed(tmp_path, monkeypatch, stopped):
+    """And where a signal came before, it is that which ends the run."""
+    make = Steps.__getitem__
+
+    def die(self, index):
+        if index[0] == 0:
+            time.sleep(1.0)  # by then the first batch is waited for
+            if stopped:
+                os.kill(os.getppid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(self, index)
+
+    monkeypatch.setattr(Steps, "__getitem__", die)
+    error = KeyboardInterrupt if stopped else InputError
+    with pytest.raises(error, match="SIGTERM" if stopped else r"killed by signal 9 .* \(before the first step\)"):
+        loop.train(tiny(tmp_path / "run", workers=2, preflight="off"))
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_that_lose_patience_after_sigterm_take_nothing_with_them(tmp_path, monkeypatch):
+    """An evaluation can last longer than workers outlive the signal."""
+
+    def long(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+            worker.join()
+        return detect(*args, **kwargs)
+
+    detect = loop.detect
+    monkeypatch.setattr(loop, "detect", long)
+    monkeypatch.setattr(batching, "GRACE_SECONDS", 1)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        loop.train(tiny(tmp_path / "run", workers=2))
+    assert stopped.value.status == 143
+    assert load_newest_training(tmp_path / "run" / "checkpoints")[1]["step"] == 2
+
+
+def test_a_worker_that_dies_when_it_is_no_longer_needed_ends_nothing(tmp_path, monkeypatch):
+    def bereaved(*args, **kwargs):
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        return detect(*args, **kwargs)
+
+    detect = loop.detect
+    monkeypatch.setattr(loop, "detect", bereaved)
+    run = loop.train(tiny(tmp_path / "run", steps=2, evaluations=1, workers=2))
+    assert read_metrics(run)[-1]["step"] == 2
 
 
 NOTHING = Metrics(

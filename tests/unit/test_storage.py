@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import time
 from collections import namedtuple
@@ -14,11 +15,17 @@ import numpy as np
 import pytest
 import torch
 
+from lucidetr.categories import Categories
+from lucidetr.config import ModelCard
 from lucidetr.errors import InputError
+from lucidetr.fields import to_dict
+from lucidetr.recipes import recipe
 from lucidetr.training import checkpoint
 from lucidetr.training.checkpoint import (
     check_training,
+    load_model,
     load_newest_training,
+    save_model,
     save_tensors,
     save_training,
     training_checkpoints,
@@ -309,6 +316,48 @@ def test_damaged_checkpoints_are_found_named_and_passed_over(tmp_path, seed, num
         notes = load_newest_training(folder)[2]
         assert ["step-00000002.safetensors" in note for note in notes] == ([True] if 2 in damaged else []), what
     assert len(kinds) >= 7
+
+
+CARD = ModelCard(recipe("detr-xs").model, recipe("detr-xs").images, Categories((3, 4), ("x", "y" * 64)), "detr-xs")
+
+
+@pytest.mark.parametrize(
+    ("seed", "number"), [(0, 500), pytest.param(1, 2000, marks=pytest.mark.slow)], ids=["500", "2000"]
+)
+def test_a_damaged_model_is_noticed_when_it_is_loaded(tmp_path, seed, number):
+    """Header and tensors are about as long as each other."""
+    path, random = tmp_path / "best.safetensors", np.random.default_rng(seed)
+    tensors = {name: torch.randn(32, generator=torch.manual_seed(0)) for name in "abcdefgh"}
+    save_model(path, tensors, CARD)
+    state, card = load_model(path)
+    assert card == CARD
+    assert all(torch.equal(state[name], tensors[name]) for name in tensors)
+    sound = path.read_bytes()
+    for _ in range(number):
+        kind = MUTATIONS[int(random.integers(len(MUTATIONS)))]
+        path.write_bytes(kind(sound, random))
+        with pytest.raises(InputError, match=re.escape(str(path))):
+            load_model(path)
+
+
+def test_every_bit_of_a_tensor_counts_and_the_message_says_what_to_do(tmp_path):
+    path = tmp_path / "best.safetensors"
+    save_model(path, {"a": torch.ones(4)}, CARD)
+    sound = path.read_bytes()
+    for bit in range(8 * 16):
+        damaged = bytearray(sound)
+        damaged[-1 - bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"best\.safetensors: damaged: its SHA-256 .*; get the file anew"):
+            load_model(tmp_path)
+
+
+def test_models_from_before_there_were_seals_load(tmp_path):
+    path = tmp_path / "old.safetensors"
+    save_tensors(path, {"a": torch.ones(4)}, {"card": json.dumps(to_dict(CARD), indent=2)})
+    state, card = load_model(path)
+    assert card == CARD
+    assert torch.equal(state["a"], torch.ones(4))
 
 
 def test_a_manifest_says_what_the_file_is(tmp_path):

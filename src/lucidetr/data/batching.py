@@ -7,9 +7,13 @@ who of how many asks.
 
 import functools
 import itertools
+import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
@@ -144,7 +148,8 @@ def training_steps(
     """Yield the batches of each optimiser step that `numbers` counts, each step as parts of `micro_batch`.
 
     `batch` counts the images of all ranks and must divide by their number; what is yielded is the share's own. The
-    counting is done in this process, up to two steps for each worker ahead of the step that is taken.
+    counting is done in this process, up to two steps for each worker ahead of the step that is taken. A picture that
+    cannot be read and a worker that died are InputErrors, raised where the next step's batches are asked for.
     """
     steps = Steps(dataset, images, augmentation, seed, (batch, micro_batch, share))
     own = torch.Generator()  # the loader draws a number when it starts; not from the model's random state
@@ -156,14 +161,56 @@ def training_steps(
         generator=own,
         worker_init_fn=leave_signals,
     )
+    others = multiprocessing.active_children()
     batches = iter(loader)
+    readers = [process for process in multiprocessing.active_children() if process not in others]
+    with deaths_wait() if readers else nullcontext():
+        try:
+            while True:
+                parts = receive(batches, readers)
+                if isinstance(parts, InputError):
+                    raise parts
+                yield parts
+        finally:
+            del batches  # ends the reading processes now, not when someone lets go of this generator
+
+
+def receive(batches: Iterator[list[Batch] | InputError], readers: list[BaseProcess]) -> list[Batch] | InputError:
+    """Return what comes next, or the error that it is not coming: one of the reading processes has died."""
     try:
-        for parts in batches:
-            if isinstance(parts, InputError):
-                raise parts
-            yield parts
+        return find_death(readers) or next(batches)
+    except RuntimeError:  # torch has waited in vain for one
+        if death := find_death(readers):
+            return death  # returned, so that nothing holds on to torch's error, and by it to the other processes
+        raise
+
+
+def find_death(readers: list[BaseProcess]) -> InputError | None:
+    """Return what happened to the first reading process that is no more, None where all live."""
+    status = next((process.exitcode for process in readers if process.exitcode is not None), None)
+    if status is None:
+        return None
+    how = f"was killed by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"ended with {status}"
+    return InputError(
+        f"one of the {len(readers)} worker processes that read pictures {how}, most likely for lack of memory: "
+        "choose fewer --workers, or give the machine or container more memory, shared memory included"
+    )
+
+
+@contextmanager
+def deaths_wait() -> Iterator[None]:
+    """Keep torch from raising an error wherever the process happens to be when a worker dies.
+
+    That could be in the midst of an optimiser step. `receive` asks whether all live, between two steps.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield  # there torch does not do so
+        return
+    heeded = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
     finally:
-        del batches  # ends the reading processes now, not when someone lets go of this generator
+        signal.signal(signal.SIGCHLD, heeded)
 
 
 def leave_signals(worker: int) -> None:

@@ -1,6 +1,7 @@
 """Weights and training state on disk: safetensors with a JSON card inside, written whole or not at all.
 
-RUN/best.safetensors and RUN/last.safetensors are models to use: weights, and the card that says how to build them.
+RUN/best.safetensors and RUN/last.safetensors are models to use: weights, and the card that says how to build them. The
+card begins with the file's own SHA-256, computed with zeros in its place, so that damage is noticed wherever it is.
 RUN/checkpoints/step-N.safetensors hold everything needed to go on with step N + 1, and nothing else needs them.
 Each has a manifest beside it, step-N.json, written last: without one, the save was not finished.
 """
@@ -29,6 +30,7 @@ MODEL_FILES = ("best.safetensors", "last.safetensors")  # in the order of prefer
 KEPT = 2  # training checkpoints
 TRANSIENT = (errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)  # a network drive may do better a moment later
 PAUSE = 1.0  # seconds
+UNSEALED = "0" * 64  # where a model's SHA-256 will stand
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -113,9 +115,11 @@ def _room(folder: Path) -> str:
 
 def save_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:
     """Write a model: its weights, its card inside, and a copy of the card beside it to be read by people."""
-    text = json.dumps(to_dict(card), indent=2)
-    save_tensors(path, state, {"card": text})
-    write_atomically(path.with_suffix(".json"), text.encode())
+    values = to_dict(card)
+    content = packed(state, {"card": json.dumps({"sha256": UNSEALED} | values, indent=2)})
+    seal = hashlib.sha256(content).hexdigest()
+    write_atomically(path, content.replace(UNSEALED.encode(), seal.encode(), 1))
+    write_atomically(path.with_suffix(".json"), json.dumps(values, indent=2).encode())
     _remove_leftovers(path.parent, f".{path.stem}.")
 
 
@@ -129,11 +133,14 @@ def has_card(path: Path) -> bool:
         with safe_open(path, framework="pt") as file:
             return "card" in (file.metadata() or {})
     except SafetensorError as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        raise InputError(f"{path}: not a readable safetensors file ({error}); get the file anew") from None
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
-    """Read a model's weights and card; `path` is the file, or a run's folder whose best (else last) model counts."""
+    """Read a model's weights and card; `path` is the file, or a run's folder whose best (else last) model counts.
+
+    A file that is not what was written is an InputError; files from before there were seals load unchecked.
+    """
     if path.is_dir():
         found = [path / name for name in MODEL_FILES if (path / name).is_file()]
         if not found:
@@ -148,11 +155,13 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
 
 
 def _read_card(path: Path, text: str) -> ModelCard:
-    """Return the card in a model file; one that cannot be read is an InputError that names the file."""
+    """Return the card in a model file; what cannot be read or is not as written is an InputError that names it."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: its card is not readable JSON ({type(error).__name__}); get the file anew") from None
+    if isinstance(values, dict) and "sha256" in values:
+        check_seal(path, str(values.pop("sha256")))
     schema = values.get("schema", 0) if isinstance(values, dict) else None
     if type(schema) is not int:
         raise InputError(f"{path}: its card is no card of ours (schema {str(schema)[:50]}); get the file anew")
@@ -164,6 +173,17 @@ def _read_card(path: Path, text: str) -> ModelCard:
         raise InputError(f"{path}: its card cannot be used: {error}") from None
 
 
+def check_seal(path: Path, seal: str) -> None:
+    """Compare a model file with the SHA-256 that its card begins with."""
+    content = path.read_bytes()
+    at, whole = content.find(seal.encode()), memoryview(content)  # a view's slices are no copies
+    digest = hashlib.sha256(whole[:at])
+    digest.update(UNSEALED.encode())
+    digest.update(whole[at + len(UNSEALED) :])
+    if digest.hexdigest() != seal:
+        raise InputError(f"{path}: damaged: its SHA-256 is not the one that its card names; get the file anew")
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors and the metadata of a safetensors file."""
     if not path.is_file():
@@ -172,7 +192,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        raise InputError(f"{path}: not a readable safetensors file ({error}); get the file anew") from None
 
 
 def save_training(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The training loop, top to bottom in the order in which a run happens."""
 
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from lucidetr.criterion.denoising import draw_hints
 from lucidetr.criterion.set_loss import normalisers
 from lucidetr.data.batching import CountFrom, build_augmentation, training_steps
 from lucidetr.data.dataset import open_training_data
+from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import Metrics, evaluate
 from lucidetr.evaluation.detect import detect
 from lucidetr.models.detr import DETR
@@ -167,7 +169,7 @@ class Run:
             started = self.now()
             while clock.progress < 1.0:
                 looks_before = clock.looks(config.evaluations)
-                report = self.step(next(steps))
+                report = self.step(self.receive(steps, interruption))
                 clock.step += 1
                 now = self.now()
                 report["images_per_second"] = config.batch / (now - started)
@@ -189,6 +191,20 @@ class Run:
             f"the model is {self.folder / 'best.safetensors'}"
         )
         return self.folder
+
+    def receive(self, steps: Iterator[list[Batch]], interruption: Interruption) -> list[Batch]:
+        """Return the next step's batch; where it cannot be read, save first: between two steps the state is whole."""
+        try:
+            return next(steps)
+        except InputError as error:
+            if self.clock.seconds > self.saved_at:
+                self.save_state()
+            step = self.clock.step
+            saved = f"saved after step {step}; --resume goes on from there" if step else "before the first step"
+            if interruption.number:  # it also reached the reading processes, before they could leave it to this one
+                self.line.say(f"stopped, {saved}")
+                raise Stopped(interruption.number) from None
+            raise InputError(f"{error} ({saved})" if self.ranks.first else str(error)) from None
 
     def step(self, parts: list[Batch]) -> dict[str, Any]:
         """Take one optimiser step over all parts of the batch and return what it was like."""
