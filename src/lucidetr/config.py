@@ -101,7 +101,8 @@ class ModelConfig:
     (Li et al. 2022; Zhang et al. 2023). 0: no hints."""
     boxes: Literal["absolute", "relative", "refined", "refined_twice"] = "absolute"
     """absolute: each layer says a whole box (the paper). relative: it moves the query's first box, in units of its
-    size. refined: it moves the box of the layer before. refined_twice: and that layer learns from the result."""
+    size. refined: it moves the box of the layer before. refined_twice: the same, and each layer also learns from the
+    next layer's box."""
     box_bias: Literal["none", "gaussian", "rpb"] = "none"
     """What cross-attention knows of a query's box: nothing (the paper), a bell around learned points of it for each
     head, or a learned function of the distances to its four sides. Attention stays dense either way."""
@@ -228,6 +229,21 @@ class AugmentationConfig:
         shares: dict[str, tuple[float, float]] = dict.fromkeys(parts, (0, 1))
         sides: dict[str, tuple[float, float]] = dict.fromkeys(("scales", "crop_scales", "crop_sides"), (8, 20_000))
         check_ranges(self, "augmentation.", shares | sides | {"zoom": (0, 0.9), "start_size": (0.1, 1)})
+        smallest, largest = self.crop_sides
+        if smallest > largest:
+            raise InputError(
+                f"augmentation.crop_sides = {self.crop_sides}: give the smallest side first, {largest} {smallest}"
+            )
+        if self.crop and not self.crop_scales:
+            raise InputError(
+                "augmentation.crop_scales = (): name the short sides to choose from before a crop, or make no crops by "
+                "augmentation.crop 0"
+            )
+        if self.mosaic_from > self.mosaic_until:
+            raise InputError(
+                f"augmentation.mosaic_from = {self.mosaic_from}: choose at most augmentation.mosaic_until, which is "
+                f"{self.mosaic_until}, or raise that"
+            )
 
 
 @dataclass(frozen=True)
@@ -240,9 +256,9 @@ class OptimiserConfig:
     clip: float = 0.1
     """Largest norm of all gradients together; 0: no clip."""
     schedule: Literal["step", "cosine", "constant"] = "step"
-    """cosine may stay flat first."""
+    """step: falls once, to a tenth, at drop_at. cosine: falls along a cosine after `flat`. constant: stays."""
     warmup: float = 0.0
-    """Share of the run over which the rate rises from 0."""
+    """Share of the run over which the rate rises, from a hundredth of its peak."""
     drop_at: float = 2 / 3
     """step: the rate falls to a tenth here (epoch 200 of 300 in the paper)."""
     flat: float = 0.0
@@ -294,7 +310,7 @@ class TrainConfig:
     """What minutes count. processor: the time that the processor gave to this run, on one thread; other jobs beside
     it cannot shorten the run then, so studies on a shared machine can be compared."""
     batch: int = 16
-    """Images per optimiser step, over all machines and processes; their number must divide it."""
+    """Images per optimiser step, over all machines. The number of processes must divide it."""
     micro_batch: int = 2
     """Images per forward pass of one process; the batch is reached by accumulating gradients. 0: as many as fit into
     the memory."""

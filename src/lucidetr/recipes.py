@@ -43,7 +43,7 @@ DETR_222M = replace(
     freeze=(),
 )
 
-# The paper's design at a twentieth of its size. Nothing is pretrained at this size, so the whole network learns
+# The paper's design at a tenth of its size. Nothing is pretrained at this size, so the whole network learns
 # at one rate, and group norm replaces the frozen statistics; small steps on small images need a larger rate.
 DETR_XS = replace(
     DETR_R50,
@@ -123,7 +123,7 @@ LUCID_S = _larger(
 LUCID_S_LITE0 = replace(
     LUCID_S,
     recipe="lucid-s-lite0",
-    model=replace(LUCID_S.model, backbone=BackboneConfig(name="efficientnet_lite0", norm="batch"), fused=(16, 8)),
+    model=replace(LUCID_S.model, backbone=BackboneConfig(name="efficientnet_lite0", norm="batch")),
     optimiser=replace(LUCID_S.optimiser, backbone_lr=LUCID_S.optimiser.lr / 10),
     weights="efficientnet-lite0",
 )
@@ -142,7 +142,6 @@ LUCID_M = _larger(
     ),
     images=ImageConfig(resize="square", size=640),
     optimiser=replace(LUCID_XS.optimiser, lr=5e-4, backbone_lr=5e-4),
-    batch=16,
     micro_batch=4,
 )
 
@@ -155,7 +154,6 @@ LUCID_L = replace(
         encoder_layers=4,
         decoder_layers=6,
     ),
-    micro_batch=4,
 )
 
 RECIPES: dict[str, TrainConfig] = {
@@ -256,32 +254,44 @@ def recipe(name: str) -> TrainConfig:
     return RECIPES[name]
 
 
-def fine_tuned(config: TrainConfig) -> TrainConfig:
-    """Return a recipe of the lucid family as it goes on from trained weights: slower, the backbone slower still.
+def fine_tuned(config: TrainConfig, backbone_alone: bool) -> TrainConfig:
+    """Return the config with the rates that fit trained weights, where its rates are still the recipe's own.
 
-    The paper's recipes are made for a pretrained backbone and stay as they are.
+    A whole detector goes on five times slower, its backbone slower still. Beside a trained backbone all else is new
+    and keeps its rate; the backbone takes a tenth of it. The paper's recipes are made for such a backbone and stay
+    as they are.
     """
-    if not config.recipe.startswith("lucid") or config.weights:
+    if not config.recipe.startswith("lucid"):
         return config
-    lr = config.optimiser.lr / 5
-    return replace(config, optimiser=replace(config.optimiser, lr=lr, backbone_lr=lr / 5))
+    own, lr, backbone_lr = _own(config).optimiser, config.optimiser.lr, config.optimiser.backbone_lr
+    if lr == own.lr and not backbone_alone:
+        lr = lr / 5
+    if backbone_lr == own.backbone_lr:
+        backbone_lr = lr / (10 if backbone_alone else 5)
+    return replace(config, optimiser=replace(config.optimiser, lr=lr, backbone_lr=backbone_lr))
 
 
 def from_scratch(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """Return the config fit for random weights, and a sentence for each thing that had to change.
 
     Frozen batch norm and a frozen stem only make sense with pretrained weights: a frozen random layer never
-    learns, and statistics that were never measured normalise nothing.
+    learns, and statistics that were never measured normalise nothing. What is no longer the recipe's own was asked
+    for, and stays.
     """
-    backbone, optimiser, notes = config.model.backbone, config.optimiser, []
-    if backbone.norm == "frozen_batch":
+    own, backbone, optimiser, notes = _own(config), config.model.backbone, config.optimiser, []
+    if backbone.norm == own.model.backbone.norm == "frozen_batch":
         backbone = replace(backbone, norm="group")
         notes.append("group norm instead of frozen batch norm")
-    if any(name.startswith("backbone") for name in config.freeze):
+    if config.freeze == own.freeze and any(name.startswith("backbone") for name in config.freeze):
         config = replace(config, freeze=tuple(n for n in config.freeze if not n.startswith("backbone")))
         notes.append("no part of the backbone frozen")
-    if optimiser.backbone_lr != optimiser.lr:
+    if optimiser.backbone_lr == own.optimiser.backbone_lr != optimiser.lr:
         notes.append(f"backbone learns at {optimiser.lr:g} instead of {optimiser.backbone_lr:g}")
         optimiser = replace(optimiser, backbone_lr=optimiser.lr)
     model = replace(config.model, backbone=backbone)
     return replace(config, model=model, optimiser=optimiser), notes
+
+
+def _own(config: TrainConfig) -> TrainConfig:
+    """Return the recipe that a config was made from; one without a name is its own."""
+    return RECIPES.get(config.recipe, config)

@@ -121,6 +121,19 @@ def test_a_perfect_box_and_a_box_without_area(way):
     check(predictions, batch, fast.normalisers((3,), 5, LossConfig(way)), LossConfig(way))
 
 
+@pytest.mark.parametrize("counts", [(0, 0), (2, 0)])
+def test_a_slot_for_no_object_may_weigh_nothing(counts):
+    """A step without objects then has nothing to learn from: its loss is 0, not 0 / 0."""
+    predictions, batch = random_predictions(2, 2, 5, 4, seed=3), batch_of(counts, 3, seed=3)
+    config = LossConfig(no_object=0.0)
+    norm, slow = fast.normalisers(counts, 5, config, groups=2), reference.normalisers(counts, 5, config, groups=2)
+    assert (norm.objects, norm.class_weight) == (slow.objects, slow.class_weight)
+    check(predictions, batch, norm, config)
+    total = fast.set_loss(predictions, batch, norm, config).total
+    assert total.isfinite()
+    assert (total == 0) == (sum(counts) == 0)
+
+
 def test_without_objects_the_box_head_gets_zero_not_nothing():
     predictions, batch = random_predictions(2, 2, 5, 4, seed=3), batch_of((0, 0), 3, seed=3)
     norm = reference.normalisers((0, 0), 5, LossConfig())

@@ -1,5 +1,6 @@
 """Which recipe fits a data set: small objects ask for pixels, crowds for queries, both for a larger member."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lucidetr.categories import Categories
+from lucidetr.cli.train import read_config
 from lucidetr.data.annotations import Annotations
+from lucidetr.fields import to_dict
 from lucidetr.recipes import recipe
 from lucidetr.training import choice
 from lucidetr.training.choice import MEMBERS, choose, object_shares
+from run_tools import TINY
 
 RANGE = {member.name: (member.low, member.high) for member in MEMBERS}
 RANGE["lucid-l"] = RANGE["lucid-m"]
@@ -134,6 +138,18 @@ def test_the_reasons_name_what_was_chosen():
     assert "20 images of about 1000 pixels" in reasons[0]
     assert "5.0% of a side" in reasons[0]
     assert any(f"chosen: {name} at {side} × {side}" in reason for reason in reasons)
+
+
+def test_a_run_goes_on_with_its_recipe_whatever_this_machine_would_choose(tmp_path):
+    """Here these scenes would get lucid-xs; the run began where something else was chosen."""
+    command = ["--data", TINY, "--out", str(tmp_path), "--steps", "3"]
+    began = replace(recipe("lucid-m"), data=TINY, out=str(tmp_path), steps=3)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(began)))
+    assert read_config([*command, "--resume"], "train") == replace(began, resume=True)
+    assert read_config(command, "train").recipe != "lucid-m"
+    assert read_config(["lucid-s", *command, "--resume"], "train").recipe == "lucid-s"
+    (tmp_path / "config.json").unlink()
+    assert read_config([*command, "--resume"], "train").recipe != "lucid-m", "nothing began here"
 
 
 @settings(max_examples=60, deadline=None)

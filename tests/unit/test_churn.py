@@ -18,6 +18,7 @@ def test_a_matching_that_never_settles_is_warned_of(last, ranked, warned):
     warnings = warn_of_churn(matching, ranked)
     assert len(warnings) == warned
     assert all("80% of the objects" in text for text in warnings)
+    assert not any("--" in text for text in warnings), "queries that are not ranked take no hints"
 
 
 def test_what_is_unknown_is_no_number():

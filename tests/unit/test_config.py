@@ -83,6 +83,9 @@ def test_a_model_that_cannot_be_is_refused(field, value, message):
         ("images", "size", 0, "images.size = 0: choose at least 8"),
         ("augmentation", "flip", 2.0, "augmentation.flip = 2.0: choose at least 0 and at most 1"),
         ("augmentation", "scales", (480, 0), r"augmentation.scales = \(480, 0\): choose at least 8"),
+        ("augmentation", "crop_sides", (600, 384), r"crop_sides = \(600, 384\): give the smallest .* first, 384 600"),
+        ("augmentation", "crop_scales", (), r"crop_scales = \(\): name the short sides .* by augmentation.crop 0"),
+        ("augmentation", "mosaic_from", 0.6, r"mosaic_from = 0.6: choose at most augmentation.mosaic_until, .* 0.5"),
         ("", "seed", -1, "--seed = -1"),
         ("", "workers", -1, "--workers = -1"),
         ("", "batch", 0, "--batch = 0: choose at least 1"),
@@ -183,13 +186,6 @@ def test_fields_are_changed_together_where_they_need_each_other():
 def test_difference_names_nested_fields():
     other = replace(recipe("detr-r50"), model=replace(recipe("detr-r50").model, num_queries=300), seed=1)
     assert difference(other, recipe("detr-r50")) == {"model.num_queries": (300, 100), "seed": (1, 0)}
-
-
-def test_categories_keep_the_users_ids():
-    categories = Categories(ids=(7, 1, 90), names=("a", "b", "c"))
-    assert [categories.label_of_id(i) for i in (7, 1, 90)] == [0, 1, 2]
-    with pytest.raises(InputError, match=r"category id 2 is not one of \[7, 1, 90\]"):
-        categories.label_of_id(2)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import nn
 
 from lucidetr.recipes import recipe
 from lucidetr.training.guards import FiniteGuard, find_stall, first_gradient, first_module, stall_sentence
+from lucidetr.training.randomness import random_state, random_state_kept, set_random_state
 from lucidetr.training.statistics import Recorder
 
 CPU = torch.device("cpu")
@@ -90,6 +91,40 @@ def test_undoing_puts_back_statistics_and_random_state_and_names_the_first_bad_p
     assert torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is None for p in model.parameters())
     assert not model[0]._forward_hooks
+
+
+class Machine:
+    """Stand in for the random state of a device that is not here: one number, counted up by each draw."""
+
+    def __init__(self):
+        self.number = 0
+
+    def get_rng_state(self, *device):
+        return torch.tensor([self.number])
+
+    def set_rng_state(self, state, *device):
+        self.number = int(state)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_devices_own_random_state_is_put_back_too(kind, monkeypatch):
+    machine, device = Machine(), torch.device(kind)
+    for name in ("get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(getattr(torch, kind), name, getattr(machine, name))
+    guard = FiniteGuard(nn.Linear(1, 1), device)
+    before = torch.get_rng_state()
+    guard.begin()
+    machine.number = 5
+    torch.rand(3)
+    guard.restore()
+    assert machine.number == 0
+    with random_state_kept(device):
+        machine.number = 7
+        torch.rand(3)
+    assert machine.number == 0
+    assert torch.equal(torch.get_rng_state(), before)
+    set_random_state(random_state(CPU), device)  # a run that goes on beside another device's checkpoint
+    assert machine.number == 0
 
 
 def test_each_of_the_numbers_is_looked_at():

@@ -9,6 +9,7 @@ import torch
 from lucidetr import recipes
 from lucidetr.config import BackboneConfig, ModelConfig, TrainConfig
 from lucidetr.criterion.set_loss import normalisers, set_loss
+from lucidetr.fields import difference, with_fields
 from lucidetr.layers.box_bias import Grid
 from lucidetr.models.backbones import ResNet
 from lucidetr.models.decoder import DecoderLayer
@@ -16,7 +17,7 @@ from lucidetr.models.detr import DETR
 from lucidetr.models.encoder import EncoderLayer
 from lucidetr.models.memory import Memory, shrink_padding
 from lucidetr.models.size import measure, parameters_by_part, parts_table
-from lucidetr.recipes import DETR_222M, DETR_R50, RECIPES, from_scratch, recipe
+from lucidetr.recipes import DETR_222M, DETR_R50, RECIPES, fine_tuned, from_scratch, recipe
 from lucidetr.structures import Batch
 from lucidetr.training.optimiser import build_optimiser
 
@@ -61,6 +62,38 @@ def test_without_pretrained_weights_nothing_is_frozen_and_it_is_said():
     assert config.optimiser.backbone_lr == config.optimiser.lr
     assert len(notes) == 3
     assert from_scratch(recipe("detr-xs")) == (recipe("detr-xs"), [])
+
+
+def test_without_pretrained_weights_what_was_asked_for_stays():
+    asked = with_fields(recipe("lucid-s"), {"optimiser.backbone_lr": 1e-5, "freeze": ["backbone.stem"]})
+    assert from_scratch(asked) == (asked, [])
+    asked = with_fields(recipe("detr-r50"), {"optimiser.backbone_lr": 3e-5, "freeze": ["backbone.stem", "encoder"]})
+    config, notes = from_scratch(asked)
+    assert difference(config, asked) == {"model.backbone.norm": ("group", "frozen_batch")}
+    assert len(notes) == 1
+    faster = with_fields(recipe("lucid-s"), {"optimiser.lr": 3e-3})
+    assert from_scratch(faster)[0].optimiser.backbone_lr == 3e-3, "a rate alone takes the backbone along"
+    assert len(from_scratch(replace(recipe("detr-r50"), recipe="mine"))[1]) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "detector", "backbone"),
+    [
+        ("lucid-m", {}, (1e-4, 2e-5), (5e-4, 5e-5)),
+        ("lucid-s-lite0", {}, (3e-4, 6e-5), (1.5e-3, 1.5e-4)),
+        ("lucid-m", {"optimiser.lr": 1e-3}, (1e-3, 2e-4), (1e-3, 1e-4)),
+        ("lucid-m", {"optimiser.backbone_lr": 7e-6}, (1e-4, 7e-6), (5e-4, 7e-6)),
+        ("detr-r50", {}, (1e-4, 1e-5), (1e-4, 1e-5)),
+        ("detr-r50", {"optimiser.lr": 1e-3}, (1e-3, 1e-5), (1e-3, 1e-5)),
+    ],
+)
+def test_a_detector_goes_on_slower_and_new_parts_beside_a_backbone_do_not(name, changes, detector, backbone):
+    config = with_fields(recipe(name), changes)
+    for alone, rates in ((False, detector), (True, backbone)):
+        tuned = fine_tuned(config, alone)
+        assert (tuned.optimiser.lr, tuned.optimiser.backbone_lr) == pytest.approx(rates)
+        assert replace(tuned, optimiser=config.optimiser) == config
+        assert fine_tuned(tuned, alone) == tuned
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
@@ -236,7 +269,7 @@ def test_positions_reach_the_encoder_s_input_alone_or_every_attention(fused):
         maps = model.backbone(images)
         memory = model.encode(maps, padding)
         features = model.projection(maps[-1])
-        _, position, _ = model.place(features, padding)
+        _, position, _ = model.locate(features, padding)
         return memory, model.fusion(features, maps), model.fusion(features + position, maps)
 
     memory, bare, _ = encode()

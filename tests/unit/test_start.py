@@ -8,9 +8,12 @@ import torch
 from lucid_tools import TINY
 from lucidetr.categories import Categories
 from lucidetr.config import ImageConfig, ModelCard
+from lucidetr.conversion.names import Converted
 from lucidetr.conversion.start import start_from
 from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
+from lucidetr.recipes import recipe
+from lucidetr.training.start import fit_to_weights
 
 SELECTED = replace(TINY, queries="selected")
 KNOWN = Categories(ids=(1, 2, 3), names=("cat", "dog", "bird"))
@@ -71,6 +74,19 @@ def test_selected_queries_may_be_more_without_being_new():
     model = DETR(replace(SELECTED, num_queries=9))
     assert start_from(model, dict(state), card, KNOWN) == ["all weights start from lucid-zoo"]
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_weights_say_at_which_rates_they_go_on():
+    state, card = weights_of(SELECTED)
+    backbone = {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}
+    plain = replace(recipe("lucid-m"), weights="here")
+    for tensors, rates in ((state, (1e-4, 2e-5)), (backbone, (5e-4, 5e-5))):
+        config, notes = fit_to_weights(plain, Converted(tensors, card))
+        assert (config.optimiser.lr, config.optimiser.backbone_lr) == pytest.approx(rates)
+        said = f"--optimiser.lr {rates[0]:g} --optimiser.backbone-lr {rates[1]:g}"
+        assert notes == [f"rates that fit the trained weights: {said}"]
+    packaged = recipe("lucid-s-lite0")
+    assert fit_to_weights(packaged, Converted(backbone, card)) == (packaged, [])
 
 
 @pytest.mark.parametrize("groups", [1, 2])

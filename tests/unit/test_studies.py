@@ -305,7 +305,7 @@ def test_a_detector_of_ones_own_is_one_more_way(tmp_path):
     assert list(three_ways.ways(plan))[-2:] == [f"{plan.weights} tuned", f"{plan.weights}, random weights"]
     assert tuned.model == random.model == card.model
     assert (tuned.weights, random.weights) == (plan.weights, "")
-    assert tuned.optimiser.lr < random.optimiser.lr == LUCID_XS.optimiser.lr
+    assert tuned.optimiser == random.optimiser  # slower rates follow from the weights, when the run starts
 
 
 def trained_as(folder, config):

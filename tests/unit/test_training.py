@@ -47,6 +47,17 @@ def test_the_average_follows_its_horizon():
     assert average.model.weight.item() == pytest.approx(0.364, abs=0.01)  # (1 - 1/50)^50, about 1/e
 
 
+def test_early_on_the_average_weighs_steps_by_those_before_them():
+    model = nn.Linear(1, 1, bias=False)
+    average = MovingAverage(model, horizon=1.0)
+    for step in range(1, 9):
+        nn.init.constant_(model.weight, step)
+        average.update(model, expected_steps=1000)
+    weights = range(8)  # t − 1
+    expected = sum(w * t for t, w in enumerate(weights, start=1)) / sum(weights)
+    assert average.model.weight.item() == pytest.approx(expected)  # 6, where the plain mean is 4.5
+
+
 def test_the_average_holds_batch_norm_statistics_too():
     model = nn.BatchNorm2d(2)
     average = MovingAverage(model, horizon=0.01)
@@ -76,6 +87,7 @@ def test_backbone_and_rest_have_their_own_rates_and_frozen_parts_none():
 def test_a_cosine_rises_stays_flat_and_falls_to_its_share():
     config = OptimiserConfig(schedule="cosine", warmup=0.1, flat=0.6, final=0.2)
     assert rate(0.05, config) == pytest.approx(0.5)
+    assert rate(0.0, config) == 0.01, "the first step is no wasted one"
     assert [rate(p, config) for p in (0.1, 0.3, 0.6)] == [1.0] * 3
     assert rate(0.8, config) == pytest.approx(0.2 + 0.8 / 2)  # half way down
     assert rate(0.7, config) == pytest.approx(0.2 + 0.8 * (1 + 2**-0.5) / 2)
@@ -213,6 +225,11 @@ def test_precision_follows_the_machine(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
         assert choose_precision("auto", cpu) == expected
     assert choose_precision("bf16", cpu) == "bf16"
+    assert choose_precision("fp64", cpu) == "fp64"
+    with pytest.raises(InputError, match="unknown precision half: Known: auto, bf16, fp32, fp64"):
+        choose_precision("half", cpu)
+    with pytest.raises(InputError, match="--precision fp64: mps computes no float64; choose fp32, or --device cpu"):
+        choose_precision("fp64", torch.device("mps"))
     with pytest.raises(InputError, match="--device cuda:99 cannot be used here"):
         choose_device("cuda:99")
     with pytest.raises(InputError, match="--device tpux cannot be used here"):

@@ -1,10 +1,12 @@
 """lucidetr train: a recipe, or what fits the data, changed by options, on a data set."""
 
+from pathlib import Path
+
 import tyro
 
 from lucidetr.config import TrainConfig
 from lucidetr.errors import InputError
-from lucidetr.recipes import RECIPES, fine_tuned, recipe
+from lucidetr.recipes import RECIPES, recipe
 
 
 def run(arguments: list[str]) -> None:
@@ -30,11 +32,19 @@ def read_config(arguments: list[str], program: str) -> TrainConfig:
     program = f"{program} {name if named else '[RECIPE]'}"
     base = recipe(name)
     config = tyro.cli(TrainConfig, default=base, args=options, prog=program)
-    if not named:
-        base = choose_for(config)
-    if config.weights:
-        base = fine_tuned(base)
+    if named:
+        return config
+    base = begun(config) or choose_for(config)
     return tyro.cli(TrainConfig, default=base, args=options, prog=program)
+
+
+def begun(config: TrainConfig) -> TrainConfig | None:
+    """Return the settings that a run to go on with began with: another machine might choose others."""
+    from lucidetr.conversion.read import read_json
+    from lucidetr.fields import from_dict
+
+    path = Path(config.out, "config.json")
+    return from_dict(TrainConfig, read_json(path)) if config.resume and path.is_file() else None
 
 
 def choose_for(config: TrainConfig) -> TrainConfig:

@@ -48,7 +48,8 @@ def normalisers(counts: Iterable[int], num_queries: int, config: LossConfig, gro
         return Normalisers(objects=objects, class_weight=objects)
     matched = sum(min(count, num_queries) for count in counts)
     unmatched = len(counts) * num_queries - matched
-    return Normalisers(objects=objects, class_weight=groups * (matched + config.no_object * unmatched))
+    weight = matched + config.no_object * unmatched or 1.0  # without objects and with no_object 0, nothing weighs
+    return Normalisers(objects=objects, class_weight=groups * weight)
 
 
 def set_loss(predictions: Predictions, batch: Batch, norm: Normalisers, config: LossConfig) -> Losses:

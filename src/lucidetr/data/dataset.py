@@ -19,6 +19,7 @@ from lucidetr.data.preprocessing import resize
 from lucidetr.data.splits import find_splits
 from lucidetr.errors import InputError, did_you_mean
 
+SPLIT_SEED = 0  # of the images set aside: runs with other seeds are judged on the same ones
 Pixels = Callable[[int], UInt8[Tensor, "3 height width"]]
 
 
@@ -151,10 +152,10 @@ def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]
     elif config.data and has_split(config.data, "val"):
         val = open_dataset(config.data, "val", config.bad_boxes)
     else:
-        train, val = set_aside(train, config.val_fraction, config.seed)
+        train, val = set_aside(train, config.val_fraction, SPLIT_SEED)
         notes.append(
             f"no validation split: {len(val)} of {len(val) + len(train)} training images set aside at random "
-            f"(--val-fraction {config.val_fraction:g}, --seed {config.seed})"
+            f"(--val-fraction {config.val_fraction:g}), the same whatever the --seed"
         )
     if train.annotations.categories != val.annotations.categories:
         raise InputError(

@@ -37,7 +37,7 @@ class Losses:
 def normalisers(counts: Iterable[int], num_queries: int, config: LossConfig, groups: int = 1) -> Normalisers:
     """Return what to divide by, from the number of objects of each image in the step.
 
-    A query that answers for an object weighs 1, any other `no_object`; with no object at all, divide by 1. Where
+    A query that answers for an object weighs 1, any other `no_object`; where that makes 0, divide by 1. Where
     every class is a yes or no of its own, the classification too is divided by the objects. Groups of queries learn
     as if alone: each sums up its own losses, so the divisors grow with their number.
 
@@ -51,7 +51,7 @@ def normalisers(counts: Iterable[int], num_queries: int, config: LossConfig, gro
         matched = min(count, num_queries)
         objects += count
         class_weight += matched + config.no_object * (num_queries - matched)
-    objects = max(objects, 1.0)
+    objects, class_weight = max(objects, 1.0), class_weight or 1.0
     if config.classification != "cross_entropy":
         class_weight = objects
     return Normalisers(objects=groups * objects, class_weight=groups * class_weight)

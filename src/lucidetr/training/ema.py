@@ -10,7 +10,7 @@ class MovingAverage:
     """Average the weights over the last part of the run; `horizon` is that part as a share of the whole.
 
     The decay follows from the horizon and the expected number of steps, so the same setting fits runs of any
-    length. Early on the average is over all steps so far, so it never holds on to the random start.
+    length. Early on, step t weighs in proportion to t − 1: the random start is forgotten at once.
     """
 
     def __init__(self, model: nn.Module, horizon: float):

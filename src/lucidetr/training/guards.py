@@ -15,6 +15,7 @@ from lucidetr.criterion.set_loss import Losses, Normalisers
 from lucidetr.structures import Assignment, Batch, Predictions
 from lucidetr.training.distributed import ALONE, Ranks
 from lucidetr.training.engine import Engine
+from lucidetr.training.randomness import random_state, set_random_state
 
 MOST_IN_A_ROW = 10  # skipped steps, after which a run stops
 NOTHING_FOUND = 0.001  # AP up to which a model counts as having learned nothing
@@ -39,7 +40,7 @@ class FiniteGuard:
         self.measured = [buffer for buffer in self.moving if buffer.is_floating_point()]
         self.kept = [buffer.clone() for buffer in self.moving]
         self.cause = ""
-        self.random: tuple[Tensor, ...] = ()
+        self.random: dict[str, Tensor] = {}
 
     def begin(self) -> None:
         """Remember what the coming step may have to go back to."""
@@ -95,9 +96,7 @@ class FiniteGuard:
         if self.moving:
             with torch.no_grad():
                 torch._foreach_copy_(self.moving, self.kept)
-        torch.set_rng_state(self.random[0])
-        if len(self.random) > 1:
-            torch.cuda.set_rng_state(self.random[1], self.device)
+        set_random_state(self.random, self.device)
 
     def stop_if_lost(self, step: int) -> None:
         """Raise a FloatingPointError after ten skipped steps in a row."""
@@ -106,12 +105,6 @@ class FiniteGuard:
                 f"step {step}: {self.in_a_row} steps in a row were not finite and skipped (metrics.jsonl names images "
                 "and parts); lower --optimiser.lr, or look at those images. The last checkpoint is unharmed"
             )
-
-
-def random_state(device: torch.device) -> tuple[Tensor, ...]:
-    """Return torch's random state, and that of the device where it has one of its own."""
-    state = (torch.get_rng_state(),)
-    return (*state, torch.cuda.get_rng_state(device)) if device.type == "cuda" else state
 
 
 def undefined(predictions: Predictions) -> Losses:

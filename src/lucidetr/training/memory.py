@@ -18,6 +18,7 @@ from lucidetr.data.annotations import Annotations
 from lucidetr.data.preprocessing import resized_size
 from lucidetr.structures import Batch
 from lucidetr.training.engine import FAST
+from lucidetr.training.randomness import random_state_kept
 from lucidetr.training.recompute import standing
 
 Precision = Callable[[], AbstractContextManager]
@@ -94,7 +95,7 @@ def fitting_micro_batch(
     """
     device = next(model.parameters()).device
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), standing(model):
+        with random_state_kept(device), standing(model):
             kept = kept_for_backward(config, model, largest_batch(config, annotations, 1), precision)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

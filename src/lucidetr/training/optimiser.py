@@ -40,20 +40,20 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ad
 
 
 def rate(progress: float, config: OptimiserConfig) -> float:
-    """Return the share of the peak rate at `progress` 0…1 of the run.
+    """Return the share of the peak rate at `progress` 0…1 of the run; even the first step of a warm-up moves a little.
 
     >>> paper = OptimiserConfig(schedule="step", drop_at=2 / 3)
     >>> rate(0.5, paper), rate(0.7, paper)
     (1.0, 0.1)
     >>> cosine = OptimiserConfig(schedule="cosine", warmup=0.1, final=0.02)
     >>> [round(rate(p, cosine), 3) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
-    [0.0, 0.5, 1.0, 0.51, 0.02]
+    [0.01, 0.5, 1.0, 0.51, 0.02]
     >>> flat = OptimiserConfig(schedule="cosine", flat=0.5, final=0.0)
     >>> [round(rate(p, flat), 3) for p in (0.0, 0.5, 0.75, 1.0)]
     [1.0, 1.0, 0.5, 0.0]
     """
     if progress < config.warmup:
-        return progress / config.warmup
+        return max(progress / config.warmup, 0.01)
     if config.schedule == "step":
         return 1.0 if progress < config.drop_at else 0.1
     if config.schedule == "cosine":

@@ -5,7 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from lucidetr.errors import InputError
+from lucidetr.errors import InputError, did_you_mean
+
+PRECISIONS = ("auto", "bf16", "fp32", "fp64")
 
 
 def choose_device(name: str) -> torch.device:
@@ -23,10 +25,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """Return bf16 or fp32; auto takes bf16 only where the hardware multiplies it.
+    """Return bf16, fp32 or fp64; auto takes bf16 only where the hardware multiplies it.
 
-    A CPU without matrix units computes bf16 far slower than fp32.
+    A CPU without matrix units computes bf16 far slower than fp32. An unknown word is an InputError, and fp64 on MPS,
+    which has none.
     """
+    if name not in PRECISIONS:
+        raise InputError(f"unknown precision {name}: {did_you_mean(name, PRECISIONS)}")
+    if name == "fp64" and device.type == "mps":
+        raise InputError("--precision fp64: mps computes no float64; choose fp32, or --device cpu")
     if name != "auto":
         return name
     if device.type == "cuda":

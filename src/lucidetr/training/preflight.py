@@ -26,6 +26,7 @@ from lucidetr.training.checkpoint import write_atomically
 from lucidetr.training.guards import is_papers
 from lucidetr.training.memory import Precision, backward, is_out_of_memory, largest_batch, peak_memory
 from lucidetr.training.optimiser import build_optimiser, freeze, learning_mode, set_rate
+from lucidetr.training.randomness import random_state_kept
 
 DRAWN = 16  # images of the first batch
 COMPARED = 4  # images whose pixels are compared
@@ -48,7 +49,7 @@ def preflight(
     check_queries(config, dataset.annotations)
     say(expectation(config, len(dataset)))
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with random_state_kept(device):
         parts = first_batch(config, dataset)
         sheet = draw_batches(parts, config.images, dataset.annotations.categories.names)
         if drawing:

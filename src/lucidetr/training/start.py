@@ -3,14 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lucidetr.config import ModelCard, TrainConfig
+from lucidetr.config import TrainConfig
 from lucidetr.conversion.convert import convert
 from lucidetr.conversion.download import fetch
 from lucidetr.conversion.efficientnet import efficientnet_lite0
-from lucidetr.conversion.names import Converted
+from lucidetr.conversion.names import Converted, backbone_only
 from lucidetr.data.dataset import Dataset
 from lucidetr.errors import InputError
-from lucidetr.recipes import from_scratch
+from lucidetr.recipes import fine_tuned, from_scratch
 from lucidetr.training.checkpoint import has_card, load_model
 
 PACKAGED = "efficientnet-lite0"
@@ -34,19 +34,26 @@ def load_start(config: TrainConfig) -> Converted | None:
 
 def settle(config: TrainConfig, start: Converted | None, dataset: Dataset) -> tuple[TrainConfig, list[str]]:
     """Return the config as it will be trained, fit to the weights and to the data, and what had to change."""
-    config, fitted = fit_to_weights(config, start.card if start else None)
+    config, fitted = fit_to_weights(config, start)
     config, adapted = fit_to_data(config, dataset)
     return config, [*(start.notes if start else ()), *fitted, *adapted]
 
 
-def fit_to_weights(config: TrainConfig, weights: ModelCard | None) -> tuple[TrainConfig, list[str]]:
-    """Return the config fit for random weights, or with the normalisation that the weights know, and what changed."""
-    if weights is None:
+def fit_to_weights(config: TrainConfig, start: Converted | None) -> tuple[TrainConfig, list[str]]:
+    """Return the config fit for random weights, or with the rates and normalisation of trained ones; say what changed.
+
+    Only here is it known whether the weights are a whole detector's or a backbone's.
+    """
+    if start is None:
         config, changes = from_scratch(config)
         return config, [f"from random weights: {', '.join(changes)}"] if changes else []
-    known = replace(config.images, mean=weights.images.mean, std=weights.images.std)
+    known = replace(config.images, mean=start.card.images.mean, std=start.card.images.std)
     notes = ["pixels are normalised as the weights know them"] if known != config.images else []
-    return replace(config, images=known), notes
+    tuned = fine_tuned(config, backbone_only(start.state))
+    if (rates := tuned.optimiser) != config.optimiser:
+        rated = f"--optimiser.lr {rates.lr:g} --optimiser.backbone-lr {rates.backbone_lr:g}"
+        notes.append(f"rates that fit the trained weights: {rated}")
+    return replace(tuned, images=known), notes
 
 
 def fit_to_data(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, list[str]]:
