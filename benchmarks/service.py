@@ -1,13 +1,17 @@
-"""The service under load: below its capacity, at four times as much, and just after.
+"""The service under load: below its capacity, the same among slow clients, at four times as much, and just after.
 
 Requests come at their own pace (open loop), from another process, and their time counts from when they were due.
 """
 
 import json
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +31,7 @@ from lucidetr.training.checkpoint import save_model
 
 BELOW, ABOVE = 0.8, 4.0  # of capacity
 SETTLED = 2.0  # times the usual time of an answer
+SLOW, SLOW_SECONDS = 500, 5.0  # clients that never finish what they say, and how long the service lets them
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Options(Common):
     """Start a service of untrained weights, find out what it can do, and ask for less and for more."""
 
     seconds: float = 60.0
-    """Of each load; capacity and recovery take a quarter each."""
+    """Of each load; capacity, before and after, and recovery take a quarter each."""
     recipe: str = "lucid-xs"
     side: int = 320
     """Of the picture, in pixels."""
@@ -81,6 +86,8 @@ def under_load(run: Path, picture: Path, options: Options) -> dict[str, Any]:
             capacity = len(answered(loaded(ask, "clients", (options.queue, quarter)))) / quarter
             below = loaded(ask, "rates", (BELOW * capacity, seconds))
             lines = loaded(ask, "rates", (ABOVE * capacity, seconds), (BELOW * capacity, quarter))
+            capacity_after = len(answered(loaded(ask, "clients", (options.queue, quarter)))) / quarter
+            among_slow, closed = among_slow_clients(ask, host, int(port), (BELOW * capacity, SLOW_SECONDS))
         finally:
             service.terminate()
     above, after = ([line for line in lines if (line[0] < seconds) == early] for early in (True, False))
@@ -88,11 +95,29 @@ def under_load(run: Path, picture: Path, options: Options) -> dict[str, Any]:
     again = [due + each - seconds for due, each, status in after if status == 200 and each < SETTLED * usual]
     return {
         "capacity": capacity,
+        "capacity_after": capacity_after,  # where it is another, the machine was
         "below": summary(below, BELOW * capacity * seconds),
         "above": summary(above, capacity * seconds),
         "recovery_seconds": min(again, default=None),
+        "among_slow": summary(among_slow, BELOW * capacity * SLOW_SECONDS)
+        | {"slow": SLOW, "slow_closed_after": closed},
         "exit_status": service.returncode,
     }
+
+
+def among_slow_clients(ask: list[str], host: str, port: int, phase: tuple[float, float]) -> tuple[list[Line], float]:
+    """Run the client while many others begin a request and never end it; return when the last of them was closed."""
+    started = time.monotonic()
+    slow = [socket.create_connection((host, port)) for _ in range(SLOW)]
+    for each in slow:
+        each.sendall(b"POST /predict HTTP/1.1\r\nHost")
+    with ThreadPoolExecutor(1) as pool:
+        lines = pool.submit(loaded, ask, "rates", phase)
+        for each in slow:
+            with closing(each), suppress(ConnectionError):
+                assert each.recv(1) == b"", "a request without an end was answered"
+        closed = time.monotonic() - started
+        return lines.result(), closed
 
 
 def loaded(ask: list[str], way: str, *phases: tuple[float, float]) -> list[Line]:

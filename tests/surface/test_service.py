@@ -5,8 +5,6 @@ import io
 import json
 import multiprocessing
 import os
-import random
-import re
 import select
 import signal
 import socket
@@ -23,17 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from starlette.exceptions import HTTPException
 
 from lucidetr import load
-from lucidetr.categories import Categories
-from lucidetr.config import ModelCard
-from lucidetr.data.dataset import open_dataset
 from lucidetr.deployment.service import keeper
 from lucidetr.deployment.service.app import Service
 from lucidetr.deployment.service.keeper import Keeper
@@ -42,110 +35,32 @@ from lucidetr.deployment.service.messages import Answer, Job, Sample, Settings
 from lucidetr.deployment.service.metrics import Metrics
 from lucidetr.deployment.service.worker import answers
 from lucidetr.errors import InputError
-from lucidetr.fields import to_dict
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
-from lucidetr.training.checkpoint import save_model
+from service_tools import (
+    NAMES,
+    OPTIONS,
+    QUEUE,
+    Server,
+    Stopped,
+    check_fuzz,
+    check_soak,
+    png,
+    scenes,
+    untrained_run,
+    wait_for,
+)
 from surface_tools import lucidetr
-
-SCENES = "generated:digits?size=96&train=8&val=100"
-QUEUE = 4
-NAMES = ("nought", *"12345678", "<img src=x onerror=alert(1)>")
-OPTIONS = ("--threshold", "0", "--queue", str(QUEUE), "--max-megabytes", "1", "--max-megapixels", "4")
-
-
-class Server:
-    """A service in a process of its own."""
-
-    def __init__(self, run, *options):
-        command = [sys.executable, "-m", "lucidetr", "serve", str(run), "--port", "0", *options]
-        self.log = run / f"log-{time.monotonic_ns()}.txt"
-        with open(self.log, "wb") as log:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
-            )
-        self.said = self.process.stdout.readline().decode()
-        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)  \(Ctrl-C stops\)\n", self.said)
-        assert found, self.said + self.log.read_text()
-        self.port = int(found[1])
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
-
-    def stop(self):
-        """End it and return its exit status."""
-        self.client.close()
-        self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(30)
-        self.process.stdout.close()
-        return status
-
-    def worker(self):
-        """Return the process that computes: the fork server's only child, once the samples are gathered."""
-        self.client.get("/samples")
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
-            grandchildren = [pid for child in children(self.process.pid) for pid in children(child)]
-            if len(grandchildren) == 1:
-                return grandchildren[0]
-            time.sleep(0.05)
-        raise AssertionError(f"{len(grandchildren)} workers")
-
-    def predict(self, body, **query):
-        return self.client.post("/predict", content=body, params=query, headers={"Content-Type": "image/png"})
-
-    def counter(self, name):
-        found = re.search(rf"^lucidetr_{re.escape(name)} (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
-        return float(found[1])
-
-    def raw(self, content, seconds=10.0):
-        """Send bytes over a connection of their own and return what comes back until the other side closes."""
-        with closing(socket.create_connection(("127.0.0.1", self.port), seconds)) as connection:
-            received = b""
-            with suppress(ConnectionError):  # refused while we were sending: what was said before counts
-                connection.sendall(content)
-            with suppress(ConnectionError):
-                while part := connection.recv(65536):
-                    received += part
-            return received
-
-
-def children(pid):
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(each) for file in found for each in file.read_text().split()]
-
-
-def resident(pid):
-    """Return a process's memory in MB, its share of what it shares."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(re.search(r"^Pss: +(\d+)", text, re.MULTILINE)[1]) / 1000
-
-
-def wait_for(condition, seconds=10.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.02)
-
-
-def png(image):
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Write an untrained model as a run on generated scenes: it finds everything everywhere."""
-    folder = tmp_path_factory.mktemp("service") / "run"
-    folder.mkdir()
-    config = recipe("lucid-xs")
-    config = replace(config, data=SCENES, out=str(folder), model=replace(config.model, num_classes=10))
-    config = replace(config, images=replace(config.images, size=64))
-    torch.manual_seed(0)
-    card = ModelCard(config.model, config.images, Categories(tuple(range(5, 15)), NAMES), config.recipe)
-    save_model(folder / "best.safetensors", DETR(config.model).state_dict(), card)
-    (folder / "config.json").write_text(json.dumps(to_dict(config)))
-    return folder
+    return untrained_run(tmp_path_factory.mktemp("service") / "run")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return scenes()
 
 
 @pytest.fixture(scope="module")
@@ -186,13 +101,6 @@ def asks_and_takes_nothing(server, seconds):
         ended = select.poll()
         ended.register(connection, 0)  # only of its end
         return bool(ended.poll(1000 * seconds)), time.monotonic() - started
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    """Return scenes of several sizes; equal sizes after the resize are looked at together."""
-    scenes = open_dataset(SCENES, "val")
-    return [png(scenes.image(i)[:, : 96 - i % 3, :].permute(1, 2, 0).numpy()) for i in range(100)]
 
 
 def same(ours, theirs):
@@ -333,6 +241,9 @@ def test_too_large_a_body_is_refused_when_it_is_announced_and_when_it_is_not(ser
     assert b"the body has more than 1,000,000 bytes" in announced
     assert seconds < 3
     part = b"8000\r\n" + bytes(0x8000) + b"\r\n"
+    # 48 kB more than may be, and nothing after it: the answer does not wait for the rest
+    answer, seconds = timed(server, head + b"Transfer-Encoding: chunked\r\n\r\n" + part * 32, 10.0)
+    assert (answer[:13], seconds < 5) == (b"HTTP/1.1 413 ", True)
     endless = head + b"Transfer-Encoding: chunked\r\n\r\n" + part * 400
     started = time.monotonic()
     assert server.raw(endless).startswith(b"HTTP/1.1 413 ")
@@ -354,33 +265,6 @@ def test_what_is_not_http_is_answered_and_ended(server):
     assert server.raw(head + b"nonsense\r\n").startswith(b"HTTP/1.1 400 ")
 
 
-class Stopped:
-    """Hold the worker still, with one picture in its hands."""
-
-    def __init__(self, server, body):
-        self.server, self.body = server, body
-        self.worker = server.worker()
-
-    def __enter__(self):
-        before = self.server.counter("batch_jobs_count")
-        os.kill(self.worker, signal.SIGSTOP)
-        self.pool = ThreadPoolExecutor(32)
-        self.first = self.pool.submit(self.server.predict, self.body)
-        wait_for(lambda: self.server.counter("batch_jobs_count") == before + 1)
-        return self
-
-    def send(self, bodies):
-        return [self.pool.submit(self.server.predict, body) for body in bodies]
-
-    def waiting(self, count):
-        wait_for(lambda: self.server.counter("waiting") == count)
-
-    def __exit__(self, *_):
-        if self.worker:
-            os.kill(self.worker, signal.SIGCONT)
-        self.pool.shutdown()
-
-
 def test_as_many_wait_as_may_and_the_others_are_told_at_once(server, pictures):
     refused = server.counter("refused_total")
     with Stopped(server, pictures[0]) as stopped:
@@ -398,8 +282,13 @@ def test_as_many_wait_as_may_and_the_others_are_told_at_once(server, pictures):
         assert (answer[:13], seconds < 3) == (b"HTTP/1.1 503 ", True)
         at_once = stopped.send(pictures[:10])
         assert [each.result().status_code for each in at_once] == [503] * 10
+        # whatever of a large body is under way does not keep the refusal from its client
+        answer = server.raw(head.replace(b"99", b"900000").replace(b"/predict", b"/look?a=1") + bytes(900_000))
+        assert (answer[:13], b"X-Content-Type-Options: nosniff\r\n" in answer) == (b"HTTP/1.1 503 ", True)
+        assert server.raw(head.replace(b"/predict", b"/predicted")).startswith(b"HTTP/1.1 404 ")
     assert [each.result().status_code for each in [stopped.first, *waiting]] == [200] * (1 + QUEUE)
-    assert server.counter("refused_total") == refused + 14
+    assert server.counter("refused_total") == refused + 15
+    assert server.counter('requests_total{route="/look",status="503"}') == 1
 
 
 def test_neighbours_in_a_batch_change_nothing_not_even_a_broken_one(server, pictures):
@@ -435,105 +324,13 @@ def test_a_worker_that_is_killed_is_replaced(server, pictures):
     assert server.counter("worker_restarts_total") == restarts + 1
 
 
-def fuzz(server, pictures, count, seed):
-    """Send random requests, most of them nearly right, and return how many answers of each status came."""
-
-    def status(number):
-        with suppress(TimeoutError):  # it waits for the rest of a body; we leave
-            answer = server.raw(nonsense(random.Random(f"{seed} {number}"), pictures), 3.0)
-            assert b"Traceback" not in answer
-            *_, last = [0, *re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]  # a 100 may come before it
-            return int(last)
-        return 0
-
-    with ThreadPoolExecutor(4) as pool:
-        return Counter(pool.map(status, range(count)))
-
-
-def nonsense(chance, pictures):
-    """Return the bytes of a random request that ends its connection."""
-    body = bytearray(chance.choice([*pictures[:5], *jpegs(), b"", chance.randbytes(300)]))
-    for _ in range(chance.choice((0, 0, 0, 1, 30))):
-        if body:
-            body[chance.randrange(len(body))] = chance.randrange(256)
-    body = bytes(body[: chance.choice((len(body), len(body), chance.randrange(len(body) + 1)))])
-    method = chance.choice(("POST",) * 12 + ("GET", "PUT", "HEAD", "OPTIONS", "BREW"))
-    path = chance.choice(
-        ("/predict",) * 12 + ("/look", "/look/point", "/samples/99999999999999999999", "/..%2f..%2fetc", "*")
-    )
-    query = chance.choice(("", "", "", "?threshold=0.3", "?drawn=1", "?x=0.1&y=0.9", "?x=%ff&&=;", "?threshold=1e999"))
-    kind = chance.choice(
-        ("image/png", "image/jpeg", "", "multipart/form-data; boundary=b", "multipart/form-data", "\xff")
-    )
-    if "boundary" in kind and chance.random() < 0.8:
-        body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + body + b"\r\n--b--\r\n"
-    head = [
-        f"{method} {path}{query} HTTP/1.1",
-        f"Host: {chance.choice(('localhost',) * 9 + ('[', 'a b', ''))}",
-        "Connection: close",
-    ]
-    head += [f"Content-Type: {kind}"] if kind else []
-    head += chance.choice(([], [], ["Expect: 100-continue"], ["Upgrade: websocket", "Connection: upgrade"]))
-    length = chance.choice((str(len(body)),) * 8 + ("-1", "x", "9" * 30, "0"))
-    content = "\r\n".join([*head, f"Content-Length: {length}", "", ""]).encode("latin-1") + body
-    if chance.random() < 0.1:
-        content = content[: chance.randrange(len(content))] + b"\r\n\r\n" + chance.randbytes(9)
-    return content
-
-
-def jpegs():
-    file = io.BytesIO()
-    picture = Image.fromarray(np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3))
-    picture.save(file, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0")
-    tiff = io.BytesIO()
-    picture.save(tiff, "TIFF", compression="tiff_lzw")
-    return file.getvalue(), tiff.getvalue()
-
-
-def check_fuzz(server, pictures, count, seed):
-    restarts = server.counter("worker_restarts_total")
-    statuses = fuzz(server, pictures, count, seed)
-    assert set(statuses) <= {0, 200, 400, 404, 405, 408, 413, 415, 421}, statuses
-    assert statuses[200] > count / 50
-    assert statuses[400] > count / 5
-    assert server.counter("worker_restarts_total") == restarts
-    assert "Traceback" not in server.log.read_text()
-    assert server.predict(pictures[0]).status_code == 200
-    return statuses
-
-
 def test_random_requests_break_nothing(server, pictures):
     check_fuzz(server, pictures, 300, seed=0)
 
 
-@pytest.mark.record
-def test_ten_thousand_random_requests_break_nothing(server, pictures):
-    print(check_fuzz(server, pictures, 10_000, seed=1))
-
-
-def soak(server, pictures, count):
-    """Predict so many times over a few connections; return the memory of service and worker before and after."""
-    before = []
-    with ThreadPoolExecutor(3) as pool:
-        for part in range(10):
-            some = [pictures[i % len(pictures)] for i in range(count // 10)]
-            assert {answer.status_code for answer in pool.map(server.predict, some)} == {200}
-            if part in (0, 9):
-                before.append(resident(server.process.pid) + resident(server.worker()))
-    return before
-
-
 @pytest.mark.slow
 def test_memory_stays_flat_over_two_thousand_requests(server, pictures):
-    first, last = soak(server, pictures, 2_000)
-    assert last < first + 10
-
-
-@pytest.mark.record
-def test_memory_stays_flat_over_a_hundred_thousand_requests(server, pictures):
-    first, last = soak(server, pictures, 100_000)
-    print(f"after 10,000 requests {first:.0f} MB, after 100,000 {last:.0f} MB")
-    assert last < first + 20
+    check_soak(server, pictures, 2_000)
 
 
 @pytest.mark.slow
@@ -593,6 +390,18 @@ def test_what_was_admitted_is_finished_before_the_end(server, pictures):
     server.client.close()
     server.process.stdout.close()
     wait_for(lambda: not Path(f"/proc/{stopped.worker or 0}").exists() or stopped.worker is None)
+
+
+@pytest.mark.slow
+def test_none_of_two_hundred_that_were_admitted_is_dropped_at_the_end(run, pictures):
+    server = Server(run, "--queue", "200")
+    with Stopped(server, pictures[0], clients=200) as stopped:
+        waiting = stopped.send(pictures[i % 100] for i in range(199))
+        stopped.waiting(199)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    assert Counter(each.result().status_code for each in [stopped.first, *waiting]) == {200: 200}
+    assert server.stop() == 0
 
 
 @pytest.mark.slow

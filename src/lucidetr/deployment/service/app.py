@@ -9,6 +9,8 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -207,7 +209,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     keeper = Keeper(settings, metrics, ready, end)
     config = uvicorn.Config(
         build_app(settings, keeper, metrics, local),
-        http=Connection,
+        http=cast("type[Connection]", partial(Connection, keeper)),  # called as the class is
         ws="none",
         loop="asyncio",
         lifespan="on",

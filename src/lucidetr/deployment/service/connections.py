@@ -1,20 +1,25 @@
-"""Connections that do not wait for ever: what uvicorn leaves to its user.
+"""Connections that do not wait for ever, and refuse cheaply: what uvicorn leaves to its user.
 
 uvicorn limits the size of a request's head and how long a connection may idle after an answer, but not how long the
-head of a request may take, nor how long an answer may lie unread.
+head of a request may take, nor how long an answer may lie unread. And what it costs to parse a request that is then
+refused is taken from the process that computes, where cores are few.
 """
 
 import asyncio
 import json
+import re
 
 import h11
+from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lucidetr.deployment.service.limits import HEADERS
+from lucidetr.deployment.service.keeper import Keeper
+from lucidetr.deployment.service.limits import HEADERS, LINGER_BYTES, LINGER_SECONDS
 
 HEAD_SECONDS = 5.0  # for the head of a request, from the connection or the last answer on
 MOST = 800  # connections at once
 READ = 32 * 1024  # bytes taken from a connection at once: so much more than allowed can be read
+WAITS = re.compile(rb"POST (/predict|/look|/look/point)[ ?]")  # how a request begins that waits for the model
 
 
 class Connection(H11Protocol):
@@ -22,6 +27,11 @@ class Connection(H11Protocol):
 
     deadline: asyncio.TimerHandle | None = None
     left = 0  # bytes of an answer that the client had not taken at the last look
+    thrown: int | None = None  # bytes that came of a refused request
+
+    def __init__(self, keeper: Keeper, **given):
+        super().__init__(**given)
+        self.keeper = keeper
 
     def connection_made(self, transport) -> None:
         """Begin, unless there are too many."""
@@ -36,6 +46,37 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
         if self.deadline:
             self.deadline.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless this begins a request that may not even wait: it is refused by its first line."""
+        between = self.conn.their_state is self.conn.our_state is h11.IDLE and not self.conn.trailing_data[0]
+        if self.thrown is None and between and (found := WAITS.match(data)):
+            self.admit(found[1].decode())
+        if self.thrown is None:
+            super().data_received(data)
+            return
+        self.thrown += len(data)
+        if self.thrown >= LINGER_BYTES:
+            self.transport.pause_reading()
+
+    def admit(self, route: str) -> None:
+        """Refuse a request where too many wait; its client has a moment to notice before the connection ends."""
+        try:
+            self.keeper.admit()
+        except HTTPException as refusal:
+            self.keeper.metrics.count(route, refusal.status_code, 0.0)
+            self.say("503 Service Unavailable", refusal.detail, dict(refusal.headers or {}))
+            self.thrown = 0
+            if self.deadline:
+                self.deadline.cancel()
+            self.deadline = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def say(self, status: str, error: str, more: dict[str, str]) -> None:
+        """Write an answer that ends the connection."""
+        body = json.dumps({"error": error}).encode()
+        own = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+        head = "".join(f"{name}: {value}\r\n" for name, value in (HEADERS | more | own).items())
+        self.transport.write(f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body)
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
@@ -61,10 +102,7 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, in JSON as all errors; where an answer is under way already, just end."""
         if self.conn.our_state is h11.IDLE or (self.cycle and not self.cycle.response_started):
-            body = json.dumps({"error": "this is not HTTP/1.1 that can be read"}).encode()
-            headers = [*HEADERS.items(), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-            head = "".join(f"{name}: {value}\r\n" for name, value in [*headers, ("Connection", "close")])
-            self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{head}\r\n".encode() + body)
+            self.say("400 Bad Request", "this is not HTTP/1.1 that can be read", {})
         if self.cycle:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -157,8 +157,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 closing = [(b"connection", b"close")] if unread else []
                 await send({**message, "headers": [*message.get("headers", []), *RAW_HEADERS, *closing]})
-                self.metrics.requests.labels(self.route(scope), message["status"]).inc()
-                self.metrics.seconds.labels(self.route(scope)).observe(time.monotonic() - started)
+                self.metrics.count(self.route(scope), message["status"], time.monotonic() - started)
             elif unread and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 await linger()

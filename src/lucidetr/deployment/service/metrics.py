@@ -21,6 +21,11 @@ class Metrics:
         self.batches = Histogram("batch_jobs", "Jobs handed to the model at once", buckets=SIZES, **named)
         self.restarts = Counter("worker_restarts", "Times that the process that computes was replaced", **named)
 
+    def count(self, route: str, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self.requests.labels(route, status).inc()
+        self.seconds.labels(route).observe(seconds)
+
     def text(self) -> bytes:
         """Return everything counted so far."""
         return generate_latest(self.registry)
