@@ -87,6 +87,17 @@ def test_a_detector_sees_each_picture_alone_and_in_order():
         assert torch.equal(found.scores, alone.scores)
 
 
+def test_a_detector_computes_in_float64_where_it_is_asked_to():
+    config = RECIPES["lucid-xs"].model
+    card = ModelCard(config, ImageConfig(size=64, resize="square"), CATEGORIES, "lucid-xs")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    exact, usual = (
+        Detector(network(config), card, "cpu", precision).predict(picture) for precision in ("fp64", "fp32")
+    )
+    assert (exact.boxes_xyxy.dtype, usual.boxes_xyxy.dtype) == (torch.float64, torch.float32)
+    torch.testing.assert_close(exact.boxes_xyxy.float(), usual.boxes_xyxy, atol=1e-2, rtol=0)
+
+
 def test_work_is_done_ahead_but_not_far():
     asked, done = [], []
 

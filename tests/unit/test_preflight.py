@@ -203,7 +203,7 @@ def test_a_run_is_the_same_with_preflight_and_without(tmp_path, capsys):
     quick = loop.train(with_batch_norm("quick"))
     assert "largest batch" in capsys.readouterr().out
     with Image.open(quick / "first-batch.png") as sheet:
-        assert sheet.size == (152, 152)
+        assert sheet.size == (664, 664)  # two by two, five times as large, between margins of 8
     assert not (off / "first-batch.png").exists()
     a, b = (load_tensors(max((run / "checkpoints").iterdir()))[0] for run in (off, quick))
     assert any("running_mean" in name for name in a)

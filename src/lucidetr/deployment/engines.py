@@ -74,11 +74,13 @@ def open_exported(path: Path, precision: str = "auto") -> tuple[Exported, ModelC
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if path.suffix != ".xml":
-        if precision not in ("auto", "fp32"):
-            raise InputError(f"--precision {precision}: {path} computes in fp32; export --format openvino for bf16")
-        precision = "fp32"
-    precision = choose_precision(precision, torch.device("cpu"))
+    computes = ("fp32", "bf16") if path.suffix == ".xml" else ("fp32",)
+    if precision not in ("auto", *computes):
+        raise InputError(
+            f"--precision {precision}: {path} computes in {' or '.join(computes)}"
+            f"{'' if 'bf16' in computes else '; export --format openvino for bf16'}"
+        )
+    precision = choose_precision(precision, torch.device("cpu")) if len(computes) > 1 else "fp32"
     compute, metadata = OPENERS[path.suffix](path, precision)
     card = read_card(path, metadata)
     return Exported(compute, card), card, precision
