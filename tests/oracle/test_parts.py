@@ -214,7 +214,8 @@ def paddings(draw):
 @examples(20)
 @given(padding=paddings(), d_model=st.sampled_from([4, 8, 20]), dtype=DTYPES)
 def test_sine_positions(padding, d_model, dtype):
-    agree(SinePosition(d_model)(padding, dtype), sine_position(padding, d_model, dtype), "sine position")
+    fast = SinePosition(ModelConfig(d_model=d_model))(padding, dtype)
+    agree(fast, sine_position(padding, d_model, dtype), "sine position")
 
 
 @examples(20)
@@ -225,7 +226,8 @@ def test_octave_positions(padding, d_model, dtype):
     for fast, slow in centres:
         agree(fast, slow, "centres")
     if dtype == torch.float64:
-        agree(OctavePosition(d_model)(padding, dtype), octave_position(padding, d_model, dtype), "octave position")
+        fast = OctavePosition(ModelConfig(d_model=d_model))(padding, dtype)
+        agree(fast, octave_position(padding, d_model, dtype), "octave position")
 
 
 @examples(15)
@@ -284,7 +286,7 @@ def test_enlarging(h2, w2, halvings, seed):
 @examples(10)
 @given(padding=paddings(), seed=SEEDS)
 def test_learned_positions(padding, seed):
-    module = moved(LearnedPosition(8, 9), seed, torch.float64)
+    module = moved(LearnedPosition(ModelConfig(d_model=8, position_table=9)), seed, torch.float64)
     slow = learned_position(module.row, module.column, *padding.shape)
     check(module(padding, torch.float64), slow, dict(module.named_parameters()), seed, "learned position")
 

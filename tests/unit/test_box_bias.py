@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lucidetr.config import ModelConfig
 from lucidetr.layers.attention import MultiHeadAttention, attend, attention_mask
 from lucidetr.layers.box_bias import GaussianBias, Grid, SidesBias
 from lucidetr.layers.positions import BoxPosition, OctavePosition, cell_centres, octaves
@@ -48,7 +49,7 @@ def test_the_centres_of_a_grid_are_x_and_y_row_by_row():
 def test_octave_positions_say_the_row_first_and_do_not_feel_the_padding():
     padding = torch.ones(1, 4, 7, dtype=torch.bool)
     padding[:, :3, :5] = False
-    encoding = OctavePosition(d_model=12)(padding, torch.float64)
+    encoding = OctavePosition(ModelConfig(d_model=12))(padding, torch.float64)
     assert encoding.shape == (1, 12, 4, 7)
     for row, column in ((0, 0), (2, 1), (1, 4), (3, 6)):  # the last one is padding: it lies beyond 1
         expected = waves((row + 0.5) / 3, 3) + waves((column + 0.5) / 5, 3)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lucidetr.config import ModelConfig
 from lucidetr.errors import InputError
 from lucidetr.layers.attention import MultiHeadAttention
 from lucidetr.layers.norms import FrozenBatchNorm2d, group_norm
@@ -47,7 +48,7 @@ def test_attention_starts_at_the_scale_of_one_packed_matrix():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 6), st.integers(0, 6))
 def test_sine_positions_do_not_feel_the_padding(height, width, below, right):
-    position = SinePosition(d_model=16)
+    position = SinePosition(ModelConfig(d_model=16))
     alone = torch.zeros(1, height, width, dtype=torch.bool)
     padded = torch.ones(1, height + below, width + right, dtype=torch.bool)
     padded[:, :height, :width] = False
@@ -56,7 +57,7 @@ def test_sine_positions_do_not_feel_the_padding(height, width, below, right):
 
 
 def test_sine_positions_are_the_papers_waves():
-    encoding = SinePosition(d_model=8)(torch.zeros(1, 3, 5, dtype=torch.bool), torch.float64)[0]
+    encoding = SinePosition(ModelConfig(d_model=8))(torch.zeros(1, 3, 5, dtype=torch.bool), torch.float64)[0]
     row, column = 2, 4  # counted from 1 they are 3 of 3 and 5 of 5: the whole circle
     angle_y, angle_x = 3 / (3 + 1e-6) * 2 * math.pi, 5 / (5 + 1e-6) * 2 * math.pi
     expected = [f(a / 10000 ** (2 * i / 4)) for a in (angle_y, angle_x) for i in range(2) for f in (math.sin, math.cos)]
@@ -64,7 +65,7 @@ def test_sine_positions_are_the_papers_waves():
 
 
 def test_learned_positions_are_one_vector_a_row_and_one_a_column():
-    position = LearnedPosition(d_model=8, table=6)
+    position = LearnedPosition(ModelConfig(d_model=8, position_table=6))
     padding = torch.zeros(2, 4, 6, dtype=torch.bool)
     padding[1, 2:] = True
     encoding = position(padding, torch.float32)
@@ -121,7 +122,7 @@ def test_a_path_taken_twice_keeps_its_norm_under_one_name():
 
 
 def test_no_position_is_zero_and_nothing_to_learn():
-    position = NoPosition(d_model=8)
+    position = NoPosition(ModelConfig(d_model=8))
     encoding = position(torch.zeros(2, 3, 5, dtype=torch.bool), torch.float64)
     assert encoding.shape == (2, 8, 3, 5) and encoding.dtype == torch.float64 and not encoding.any()
     assert not position.state_dict()

@@ -1,4 +1,4 @@
-"""What a query's class logits lose: softmax over the classes and no object, or one sigmoid for each class.
+"""The classification loss of each query: softmax over the classes and no object, or one sigmoid for each class.
 
 All return one number for each layer, image and query, to be summed and divided by the step's normaliser.
 """
@@ -24,7 +24,7 @@ def softmax_loss(
     labels: Int[Tensor, "layer batch query"],
     no_object: float,
 ) -> Float[Tensor, "layer batch query"]:
-    """Return −log probability of the label; −1 stands for no object, the last slot, which weighs `no_object`."""
+    """Return −log probability of the label; −1 stands for no object, the last slot, whose weight is `no_object`."""
     slots = logits.shape[-1]
     weight = logits.new_ones(slots)
     weight[-1] = no_object
@@ -38,14 +38,14 @@ def sigmoid_loss(
     overlap: Float[Tensor, "layer batch query"],
     kind: str,
 ) -> Float[Tensor, "layer batch query"]:
-    """Return the loss of all classes' yes or no, `overlap` being the IoU of a matched box with its object."""
+    """Return the sum of the sigmoid losses of all classes; `overlap` is the IoU of a matched box with its object."""
     yes = F.one_hot(labels.clamp(min=0), logits.shape[-1]) * (labels >= 0)[..., None]
     quality = yes * overlap.detach().clamp(0, 1)[..., None]
     return SIGMOID_LOSSES[kind](logits, yes.to(logits.dtype), quality).sum(-1)
 
 
 def focal(logits: Logits, yes: Logits, quality: Logits | None = None) -> Logits:
-    """Return α (1 − pₜ)² · cross-entropy: what is already right counts little (Lin et al. 2017, equation 5)."""
+    """Return α (1 − pₜ)² · cross-entropy: easy answers count little (Lin et al. 2017, equation 5)."""
     wrong = (logits.sigmoid() - yes).abs()
     alpha = ALPHA * yes + (1 - ALPHA) * (1 - yes)
     return alpha * wrong**GAMMA * F.binary_cross_entropy_with_logits(logits, yes, reduction="none")
@@ -85,7 +85,7 @@ def classification_loss(
     overlap: Float[Tensor, "layer batch query"],
     config: LossConfig,
 ) -> Float[Tensor, "layer batch query"]:
-    """Return the loss that the config names; `labels` are −1 and `overlap` means nothing where nothing is matched."""
+    """Return the loss that the config names; an unmatched query's label is −1 and its `overlap` is ignored."""
     if config.classification == "cross_entropy":
         return softmax_loss(logits, labels, config.no_object)
     return sigmoid_loss(logits, labels, overlap, config.classification)

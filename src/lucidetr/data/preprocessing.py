@@ -1,6 +1,6 @@
 """How a picture becomes the model's input: one resize, one normalisation, one padding, for every command.
 
-The settings (`ImageConfig`) travel in the model's card, so training, evaluation and prediction cannot differ.
+The settings (`ImageConfig`) travel in the model's card, so training, evaluation and prediction are the same.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from lucidetr.structures import Batch, Target
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Hold one resized image with its target in the resized pixels, and whose picture it is."""
+    """Hold one resized image, its target in resized pixels, and the id and size of the original picture."""
 
     image: UInt8[Tensor, "3 height width"]
     target: Target
@@ -27,7 +27,7 @@ class Sample:
 
 
 def resized_size(height: int, width: int, config: ImageConfig, short: int | None = None) -> tuple[int, int]:
-    """Return the (height, width) that a picture is resized to; `short` takes the place of config.size.
+    """Return the (height, width) that a picture is resized to; `short` replaces config.size.
 
     >>> resized_size(480, 640, ImageConfig(size=800, max_size=1333))
     (800, 1066)
@@ -71,7 +71,7 @@ def normalise(
 def make_batch(samples: Sequence[Sample], config: ImageConfig) -> Batch:
     """Normalise the images, pad them to the largest height and width, pad the objects to the largest count.
 
-    Padding is zero after normalisation, to the right and below (DETR, A.4).
+    Padding is zero after normalisation, to the right and below (DETR, section 3.2).
     """
     height = max(s.image.shape[1] for s in samples)
     width = max(s.image.shape[2] for s in samples)

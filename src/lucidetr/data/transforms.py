@@ -1,6 +1,6 @@
-"""Random changes of training images, the boxes following (DETR, A.4), as torchvision transforms.
+"""Random changes of training images and their boxes (DETR, section 4), as torchvision transforms.
 
-Every draw of a sample comes from its own seed, so it does not matter which process makes it, or when.
+Every sample has its own random seed, so its changes do not depend on which process makes it, or when.
 """
 
 from typing import Any
@@ -74,7 +74,7 @@ class QuarterTurn(v2.Transform):
 
 
 class Augmentation:
-    """Change and resize training images one by one as the config lists it: any resize, crops and scales too."""
+    """Change and resize training images one by one: to any size, with crops and scales, but without mosaics."""
 
     def __init__(self, config: AugmentationConfig, images: ImageConfig):
         for name, wanted in (("mosaic", config.mosaic > 0), ("start_size", config.start_size < 1)):

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 
 class MultiHeadAttention(nn.Module):
-    """Let every query take a weighted mean of the values whose keys resemble it, in several heads side by side.
+    """Give every query a mean of the values, weighted by how well their keys fit it, in several heads side by side.
 
-    `num_heads × head_dim` is free of `d_model`: queries, keys and values are projected to it, the output back.
+    `num_heads × head_dim` need not equal `d_model`: queries, keys and values are projected to it, the output back.
     """
 
     def __init__(self, d_model: int, num_heads: int, head_dim: int, dropout: float):
@@ -78,7 +78,7 @@ def attend(
 ) -> Float[Tensor, "batch head query head_dim"]:
     """Return softmax(query · keyᵀ / √head_dim + mask) · value; a mask of booleans says which keys are seen.
 
-    The fused kernel does it, but for bfloat16 on a CPU, where it takes two to five times as long as the steps.
+    This is the fused kernel, except for bfloat16 on a CPU, where it takes two to five times as long as separate steps.
     """
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)

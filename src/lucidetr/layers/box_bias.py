@@ -1,7 +1,7 @@
-"""What cross-attention knows of a query's box: a bias on its scores, so that attention stays dense and visible.
+"""A bias on the scores of cross-attention, computed from each query's box; attention itself stays dense.
 
-Both kinds are a sum of a term for the row and a term for the column, so no layer ever runs over every pixel of
-every query.
+Both kinds are the sum of a term for the row and a term for the column, so no network runs over every cell of every
+query.
 """
 
 import math
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from lucidetr.layers.feed_forward import TwoLayers
 
-SMALLEST_WIDTH = 0.02  # of the picture: a bell never gets narrower than about a cell
+SMALLEST_WIDTH = 0.02  # of the picture: no bell is narrower than about a cell
 LARGEST_LOG = 3.0
 RPB_HIDDEN = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Hold where the middle of every row and column of a grid lies, in fractions of each image."""
+    """Hold the centre of every row and column of a grid, as fractions of each image."""
 
     rows: Float[Tensor, "batch grid_h"]
     columns: Float[Tensor, "batch grid_w"]
 
     def centres(self) -> Float[Tensor, "batch token 2"]:
-        """Return x and y of every cell's middle, row by row."""
+        """Return x and y of every cell's centre, row by row."""
         x = self.columns[:, None, :].expand(-1, self.rows.shape[1], -1)
         y = self.rows[:, :, None].expand(-1, -1, self.columns.shape[1])
         return torch.stack([x, y], dim=-1).flatten(1, 2)
@@ -40,7 +40,7 @@ def over_the_grid(
 
 
 class NoBias(nn.Module):
-    """Leave the scores as they are: the paper's attention finds its place by content and position alone."""
+    """Add nothing to the scores: the paper's attention knows content and position alone."""
 
     def __init__(self, d_model: int, num_heads: int):
         super().__init__()
@@ -51,10 +51,10 @@ class NoBias(nn.Module):
 
 
 class GaussianBias(nn.Module):
-    """Lay a bell over the box for each head, its middle and widths said by the query in units of the box.
+    """Give each head a Gaussian bell whose centre and widths the query predicts, in units of its box.
 
-    (Gao et al. 2021, SMCA; here separable and relative to the box.) At the start the heads look half way to the
-    box's edges, in as many directions as there are heads.
+    (Gao et al. 2021, SMCA; here separable and relative to the box.) At the start the bells lie half way
+    from the box's centre to its edges, each head's in another direction.
     """
 
     def __init__(self, d_model: int, num_heads: int):
@@ -89,7 +89,7 @@ def along_one_axis(
     size: Float[Tensor, "batch query"],
     places: Float[Tensor, "batch place"],
 ) -> Float[Tensor, "batch head query place"]:
-    """Return what two layers make of the distances of rows (or columns) to a box's two sides, for each head."""
+    """Return the bias of each row (or column), computed by two layers from its distances to the box's two sides."""
     sides = torch.stack([centre - size / 2, centre + size / 2], dim=-1)
     distance = stretch(places[:, None, :, None] - sides[:, :, None, :])
     return layers(distance).permute(0, 3, 1, 2).to(centre.dtype)

@@ -1,4 +1,4 @@
-"""The two-layer network that each token passes by itself (DETR, A.3)."""
+"""The feed-forward network, applied to each token by itself (DETR, A.3)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class TwoLayers(nn.Module):
-    """Pass numbers of any kind through a hidden layer, cut at zero."""
+    """Apply two linear layers with a ReLU between them."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int):
         super().__init__()
@@ -19,7 +19,7 @@ class TwoLayers(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Widen each token to `hidden` channels, cut at zero, narrow again."""
+    """Widen each token to `hidden` channels, apply a ReLU, narrow again."""
 
     def __init__(self, d_model: int, hidden: int, dropout: float):
         super().__init__()

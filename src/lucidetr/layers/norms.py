@@ -1,4 +1,4 @@
-"""Norms of convolutional features: frozen batch, batch, group; and how a fixed norm becomes part of a convolution."""
+"""Norms of convolutional features: frozen batch, batch, group; and how a fixed norm is folded into a convolution."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 class FrozenBatchNorm2d(nn.Module):
     """Apply a batch norm whose statistics, scale and shift never change (DETR, A.4).
 
-    All four are buffers, so they are saved, and neither the optimiser nor the statistics of small batches of
-    large images can touch what pretraining measured.
+    All four are buffers: they are saved, and neither the optimiser nor the statistics of small batches change what
+    pretraining measured.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5):
@@ -32,7 +32,7 @@ class FrozenBatchNorm2d(nn.Module):
 def scale_and_shift(
     norm: FrozenBatchNorm2d | nn.BatchNorm2d,
 ) -> tuple[Float[Tensor, " channel"], Float[Tensor, " channel"]]:
-    """Return what a batch norm that does not learn multiplies by, and what it adds then."""
+    """Return the factor and the offset of a batch norm with fixed statistics."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
@@ -43,27 +43,27 @@ def normed(
 ) -> Float[Tensor, "batch outputs h2 w2"]:
     """Return norm(convolution(x)); in training a frozen norm scales the few weights instead of the many features.
 
-    The features pass memory once less, forward and backward, and the weights get the same gradient. In evaluation all
-    is rounded as published models round it; `fold` makes that fast.
+    That saves one pass over the features, forward and backward, and the weights get the same gradient. In evaluation
+    the order is that of published models, so rounding is the same; `fold` makes evaluation fast.
     """
     if not (norm.training and isinstance(norm, FrozenBatchNorm2d)):
         return norm(convolution(x))
     scale, shift = scale_and_shift(norm)
     weight = convolution.weight * scale[:, None, None, None]
-    place = convolution.stride, convolution.padding, convolution.dilation
-    return F.conv2d(x, weight, shift, *place)
+    settings = convolution.stride, convolution.padding, convolution.dilation
+    return F.conv2d(x, weight, shift, *settings)
 
 
 @torch.no_grad()
 def fold(convolution: nn.Conv2d, norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> None:
-    """Make a batch norm part of the convolution before it, once and for all; the norm itself can be left out then."""
+    """Fold a batch norm into the convolution before it, in place; the norm itself is then no longer needed."""
     scale, shift = scale_and_shift(norm)
     convolution.weight.mul_(scale[:, None, None, None])
     convolution.bias = nn.Parameter(shift, requires_grad=False)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a group norm of 32 groups, fewer where they would not divide the channels or hold one each (Wu & He 2018).
+    """Return a group norm of 32 groups, or as many as divide the channels and hold at least two each (Wu & He 2018).
 
     >>> [group_norm(channels).num_groups for channels in (2048, 32, 144)]
     [32, 16, 24]

@@ -1,6 +1,6 @@
 """2-D position encodings: where a token lies in its picture (DETR, A.4; Parmar et al. 2018).
 
-Half of the channels say how far down, half how far right. Waves count in the picture without its padding.
+Half of the channels encode the row, half the column. Waves are relative to the picture without its padding.
 """
 
 import math
@@ -9,16 +9,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lucidetr.config import ModelConfig
 from lucidetr.errors import InputError
 from lucidetr.layers.feed_forward import TwoLayers
 
 MOST_WAVES = 32.0
+TEMPERATURE = 10_000.0  # the longest sine wave is nearly this many times the shortest (Vaswani et al. 2017, 3.5)
 
 
 def cell_centres(
     padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
 ) -> tuple[Float[Tensor, "batch grid_h"], Float[Tensor, "batch grid_w"]]:
-    """Return where the middle of every row and column lies, as a fraction of the picture without its padding.
+    """Return the centre of every row and column, as a fraction of the picture without its padding.
+
+    Exact only where the stride divides the picture's side; otherwise the last cell reaches past the edge.
 
     >>> rows, columns = cell_centres(torch.tensor([[[False, False, True]]]), torch.float32)
     >>> rows.tolist(), columns.tolist()
@@ -32,9 +36,9 @@ def cell_centres(
 
 
 def octaves(fraction: Float[Tensor, "*any"], number: int) -> Float[Tensor, "*any waves"]:
-    """Return sin and cos in turn of `number` waves, of which 1 to 32 fit between 0 and 1.
+    """Return sin and cos, alternating, of `number` waves with 1 to 32 periods between 0 and 1.
 
-    >>> octaves(torch.tensor(0.25), 2).round(decimals=3).abs().tolist()  # a quarter of 1 wave, 8 whole waves
+    >>> octaves(torch.tensor(0.25), 2).round(decimals=3).abs().tolist()  # a quarter of one period, 8 whole periods
     [1.0, 0.0, 0.0, 1.0]
     """
     exponent = torch.arange(number, device=fraction.device, dtype=fraction.dtype) / max(number - 1, 1)
@@ -43,11 +47,11 @@ def octaves(fraction: Float[Tensor, "*any"], number: int) -> Float[Tensor, "*any
 
 
 class OctavePosition(nn.Module):
-    """Encode each coordinate of a cell's middle in waves between the picture's length and a 32nd of it."""
+    """Encode each coordinate of a cell's centre in waves from the picture's side down to a 32nd of it."""
 
-    def __init__(self, d_model: int):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.number = d_model // 4
+        self.number = config.d_model // 4
 
     def forward(
         self, padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
@@ -76,10 +80,9 @@ class BoxPosition(TwoLayers):
 class SinePosition(nn.Module):
     """Encode each coordinate, stretched to 0…2π over the unpadded picture, in sines and cosines."""
 
-    def __init__(self, d_model: int, temperature: float = 10_000.0):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.channels = d_model // 2  # for each of the two axes
-        self.temperature = temperature
+        self.channels = config.d_model // 2  # for each of the two axes
 
     def forward(
         self, padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
@@ -93,18 +96,18 @@ class SinePosition(nn.Module):
         return torch.cat([self.waves(row), self.waves(column)], dim=1)
 
     def waves(self, angle: Float[Tensor, "batch grid_h grid_w"]) -> Float[Tensor, "batch half grid_h grid_w"]:
-        """Return sin and cos in turn of the angle divided by slowly growing wavelengths."""
+        """Return sin and cos, alternating, of the angle divided by growing wavelengths."""
         pair = torch.arange(0, self.channels, 2, device=angle.device, dtype=angle.dtype)
-        phase = angle[:, None] / (self.temperature ** (pair / self.channels))[:, None, None]
+        phase = angle[:, None] / (TEMPERATURE ** (pair / self.channels))[:, None, None]
         return torch.stack([phase.sin(), phase.cos()], dim=2).flatten(1, 2)
 
 
 class NoPosition(nn.Module):
-    """Encode nothing: zero everywhere, so that tokens are a set without order."""
+    """Encode nothing: zero everywhere, so that tokens are an unordered set."""
 
-    def __init__(self, d_model: int):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.d_model = d_model
+        self.d_model = config.d_model
 
     def forward(
         self, padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
@@ -121,17 +124,17 @@ class LearnedPosition(nn.Module):
     in every batch.
     """
 
-    def __init__(self, d_model: int, table: int):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.row = nn.Parameter(torch.rand(table, d_model // 2))
-        self.column = nn.Parameter(torch.rand(table, d_model // 2))
+        self.row = nn.Parameter(torch.rand(config.position_table, config.d_model // 2))
+        self.column = nn.Parameter(torch.rand(config.position_table, config.d_model // 2))
 
     def forward(
         self, padding: Bool[Tensor, "batch grid_h grid_w"], dtype: torch.dtype
     ) -> Float[Tensor, "batch d_model grid_h grid_w"]:
         """Return the encoding of every cell, columns in the first half of the channels, rows in the second.
 
-        That is the order of published weights; the waves have rows first.
+        That is the order of published weights; the sines and octaves have rows first.
         """
         batch, grid_h, grid_w = padding.shape
         if max(grid_h, grid_w) > len(self.row):
@@ -161,14 +164,15 @@ class AtAttention(nn.Module):
 
 
 class AtInput(AtAttention):
-    """Add positions once, to the tokens that enter the encoder (Vaswani et al. 2017, section 3.5); then values carry
-    them, too.
+    """Add positions once, to the tokens that enter the encoder (Vaswani et al. 2017, section 3.5).
+
+    So values carry them, too.
     """
 
     def enter(
         self, tokens: Float[Tensor, "batch token d_model"], position: Float[Tensor, "batch token d_model"]
     ) -> tuple[Float[Tensor, "batch token d_model"], Float[Tensor, "batch token d_model"]]:
-        """Return the placed tokens, and zeros for the layers to add."""
+        """Return the tokens with positions added, and zeros for the layers to add."""
         return tokens + position, torch.zeros_like(position)
 
     def keys(

@@ -1,10 +1,10 @@
-"""The residual paths: where the sum is taken and where the norm stands, written once for every block.
+"""The residual paths: where the sum is taken and where the norm stands, for encoder and decoder alike.
 
 post_norm     x → norm(x + part(x))    the paper (Vaswani et al. 2017)
-pre_norm      x → x + part(norm(x))    the stream itself is never normed, so gradients pass unchanged
-no_norm       x → x + part(x)          for blocks that norm once, elsewhere
-no_residual   x → norm(part(x))        nothing of the input is left but what the part makes of it
-no_part       x → x                    for layers that lack the part
+pre_norm      x → x + part(norm(x))    the sum itself is never normed, so gradients pass unchanged
+no_norm       x → x + part(x)          for blocks whose only norm is elsewhere
+no_residual   x → norm(part(x))        the input is not added
+no_part       x → x                    for layers without the part
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class PostNorm(nn.Module):
 
 
 class PreNorm(nn.Module):
-    """Norm only what the part sees; the sum stays as it is."""
+    """Norm the part's input; the sum stays as it is."""
 
     def __init__(self, d_model: int, dropout: float):
         super().__init__()
@@ -67,7 +67,7 @@ class NoResidual(nn.Module):
 
 
 class NoPart(nn.Module):
-    """Pass the input by a part that is not there."""
+    """Return the input: there is no part."""
 
     def forward(self, x: Float[Tensor, "batch token d_model"], part: Part) -> Float[Tensor, "batch token d_model"]:
         """Return x."""
@@ -75,12 +75,12 @@ class NoPart(nn.Module):
 
 
 class SamePath(nn.Module):
-    """Take another part along a path that already serves one: two sums, one norm."""
+    """Reuse another path, its norm included, for a second part."""
 
     def __init__(self, path: nn.Module):
         super().__init__()
-        self.path = (path,)  # a tuple is not looked into: the norm has one name in the state, that of its first use
+        self.path = (path,)  # in a tuple, so that the norm is in the state dict once, under the first path's name
 
     def forward(self, x: Float[Tensor, "batch token d_model"], part: Part) -> Float[Tensor, "batch token d_model"]:
-        """Return what the other path makes of x and this part."""
+        """Return the other path's result for x and this part."""
         return self.path[0](x, part)

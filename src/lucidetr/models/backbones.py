@@ -1,6 +1,6 @@
 """ResNets that turn pixels into features (He et al. 2015; DETR, section 3.2 and A.4).
 
-The stride of a bottleneck stands in its 3×3 convolution, as in every pretrained weight file that people use.
+A bottleneck strides in its 3×3 convolution, as torchvision's pretrained weights expect.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Norm = Callable[[int], nn.Module]
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias whose output covers its input, with He's fan-out weights."""
+    """Return a convolution without bias, padded so that only the stride shrinks the map, with He's fan-out weights."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
@@ -31,7 +31,7 @@ class Shortcut(nn.Module):
         self.norm = norm(outputs)
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h2 w2"]:
-        """Return the input as the block's output can be added to it."""
+        """Return the input in the shape of the block's output."""
         return normed(self.conv, self.norm, x)
 
 
@@ -109,8 +109,8 @@ DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 class ResNet(nn.Module):
     """Turn images into one map for each stride: 4, 8, 16, 32, or 4, 8, 16 with dilation (DC5).
 
-    With dilation the last stage does not stride; its first block looks as wide as the stage before it, the later
-    ones twice as wide, so that the receptive field stays.
+    With dilation the last stage has no stride; its first block is not dilated, the later ones are, by 2, so that the
+    receptive field stays.
     """
 
     def __init__(self, config: BackboneConfig):
@@ -129,7 +129,7 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
         outputs = [config.width * 2**stage * block.expansion for stage in range(4)]
-        self.kept = (0, 1, 3) if config.dilation else (0, 1, 2, 3)  # of two maps at stride 16 the later
+        self.kept = (0, 1, 3) if config.dilation else (0, 1, 2, 3)  # of two maps at stride 16, the later
         self.channels = tuple(outputs[stage] for stage in self.kept)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> tuple[Float[Tensor, "batch _ _ _"], ...]:

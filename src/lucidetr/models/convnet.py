@@ -1,4 +1,4 @@
-"""A short convnet for small pictures: it halves the grid step by step and thinks a little at each size.
+"""A short convnet for small pictures: each stage halves the grid, then adds a few residual blocks.
 
 No max pool and no 7×7 convolution: a digit of 14 pixels would be two cells wide before anything was learned.
 """

@@ -1,4 +1,4 @@
-"""The decoder: all queries at once, each looking at the others and then at the image (DETR, A.3 and figure 10)."""
+"""The decoder: all queries at once attend to each other, then to the image (DETR, A.3 and figure 10)."""
 
 import torch
 from jaxtyping import Float
@@ -22,11 +22,12 @@ DECODER_BLOCKS = {
     "no_residual": (NoResidual, NoResidual),
     "shared_norm": (PostNorm, NoNorm),
 }
+Boxes = Float[Tensor, "batch query 4"]
 BOX_BIASES = {"none": NoBias, "gaussian": GaussianBias, "rpb": SidesBias}
 
 
 class DecoderLayer(nn.Module):
-    """Let the queries agree among themselves, then look at the image, then change each by itself."""
+    """Let the queries attend to each other, then to the image; then change each by itself."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -56,13 +57,12 @@ class DecoderLayer(nn.Module):
         """Return the queries' changed content; positions are added to queries and keys, never to values."""
 
         def agree(x: Tensor) -> Tensor:
-            seen, x = apart(x + position, groups), apart(x, groups)
-            return together(self.self_attention(seen, seen, x), groups)
+            asking = apart(x + position, groups)
+            return together(self.self_attention(asking, asking, apart(x, groups)), groups)
 
         def look(x: Tensor) -> Tensor:
             bias = self.box_bias(x, boxes_cxcywh, memory.grid)
-            seen = {"key_padding": memory.padding, "bias": bias}
-            return self.cross_attention(x + position, memory.keys, memory.tokens, **seen)
+            return self.cross_attention(x + position, memory.keys, memory.tokens, key_padding=memory.padding, bias=bias)
 
         content = self.self_attention_path(content, agree)
         content = self.cross_attention_path(content, look)
@@ -80,10 +80,10 @@ def together(x: Float[Tensor, "_ _ d_model"], groups: int) -> Float[Tensor, "bat
 
 
 class Decoder(nn.Module):
-    """Pass the queries through every decoder layer and read each layer's normed content, to supervise them all.
+    """Pass the queries through every decoder layer; the heads read each layer's output, so that each is supervised.
 
-    Every layer says whole boxes, and queries keep the position that they start with (the paper). Blocks of a shared
-    norm are read as they are.
+    Every layer predicts whole boxes, and queries keep the position that they start with (the paper). One norm stands
+    before the heads, except with `shared_norm` blocks.
     """
 
     def __init__(self, config: ModelConfig):
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
 
 
 class BoxDecoder(Decoder):
-    """Let every query carry a box: its position says where, and every layer moves the query's first box."""
+    """Give every query a box: its position encodes the box, and every layer moves the first box."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
@@ -113,38 +113,36 @@ class BoxDecoder(Decoder):
         """Return logits and boxes after each layer."""
         logits, boxes = [], []
         assert start.boxes_cxcywh is not None
-        content, references = start.content, (start.boxes_cxcywh, start.boxes_cxcywh)
+        content, seen, moved = start.content, start.boxes_cxcywh, start.boxes_cxcywh
         for index, layer in enumerate(self.layers):
-            seen, _ = references
             content = layer(content, self.position(seen), seen, memory, groups)
             category, delta = heads.of(index)(self.norm(content))
-            box, references = self.advance(references, delta)
+            box, seen, moved = self.advance(seen, moved, delta)
             logits.append(category)
             boxes.append(box)
         return Predictions(logits=torch.stack(logits), boxes_cxcywh=torch.stack(boxes))
 
-    def advance(self, references: tuple[Tensor, Tensor], delta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return a layer's box, and the box that the next layer sees and the box that it moves."""
-        return move(references[1], delta), references
+    def advance(self, seen: Boxes, moved: Boxes, delta: Boxes) -> tuple[Boxes, Boxes, Boxes]:
+        """Return a layer's box, the box that the next layer sees, and the box that the next layer moves."""
+        return move(moved, delta), seen, moved
 
 
 class RefiningDecoder(BoxDecoder):
     """Let every layer move the box of the layer before (Zhu et al. 2021, iterative refinement)."""
 
-    def advance(self, references: tuple[Tensor, Tensor], delta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return a layer's box; the next layer sees and moves it, but does not teach this one."""
-        box = move(references[1], delta)
-        return box, (box.detach(), box.detach())
+    def advance(self, seen: Boxes, moved: Boxes, delta: Boxes) -> tuple[Boxes, Boxes, Boxes]:
+        """Return a layer's box; the next layer sees and moves it, but sends no gradient back through it."""
+        box = move(moved, delta)
+        return box, box.detach(), box.detach()
 
 
 class TwiceRefiningDecoder(BoxDecoder):
     """Let a layer learn from the next one's box too (Zhang et al. 2023, look forward twice)."""
 
-    def advance(self, references: tuple[Tensor, Tensor], delta: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return a layer's box; the next layer moves the same box with this layer's gradient on it, no further back."""
-        seen, moved = references
+    def advance(self, seen: Boxes, moved: Boxes, delta: Boxes) -> tuple[Boxes, Boxes, Boxes]:
+        """Return a layer's box; the next layer moves the same box, its gradient reaching this layer and no further."""
         own = move(seen, delta)
-        return move(moved, delta), (own.detach(), own)
+        return move(moved, delta), own.detach(), own
 
 
 DECODERS = {

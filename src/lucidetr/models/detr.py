@@ -15,7 +15,7 @@ from lucidetr.layers.positions import (
     SinePosition,
     cell_centres,
 )
-from lucidetr.models.backbones import ResNet
+from lucidetr.models.backbones import DEPTHS, ResNet
 from lucidetr.models.convnet import ConvNet
 from lucidetr.models.decoder import DECODERS
 from lucidetr.models.efficientnet import EfficientNetLite
@@ -27,8 +27,8 @@ from lucidetr.models.memory import Memory, flatten, shrink_padding
 from lucidetr.models.queries import HintQueries, build_queries, side_by_side
 from lucidetr.structures import Hints, Predictions
 
-BACKBONES = {"convnet": ConvNet, "efficientnet_lite0": EfficientNetLite}
-POSITIONS = {"sine": SinePosition, "octaves": OctavePosition, "none": NoPosition}
+BACKBONES = {**dict.fromkeys(DEPTHS, ResNet), "convnet": ConvNet, "efficientnet_lite0": EfficientNetLite}
+POSITIONS = {"sine": SinePosition, "learned": LearnedPosition, "octaves": OctavePosition, "none": NoPosition}
 POSITIONS_AT = {"attention": AtAttention, "input": AtInput}
 
 
@@ -41,14 +41,10 @@ class DETR(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.backbone = BACKBONES.get(config.backbone.name, ResNet)(config.backbone)
+        self.backbone = BACKBONES[config.backbone.name](config.backbone)
         self.projection = nn.Conv2d(self.backbone.channels[-1], config.d_model, kernel_size=1)
-        self.position = (
-            LearnedPosition(config.d_model, config.position_table)
-            if config.position == "learned"
-            else POSITIONS[config.position](config.d_model)
-        )
-        self.placing = POSITIONS_AT[config.position_at]()
+        self.position = POSITIONS[config.position](config)
+        self.add_position = POSITIONS_AT[config.position_at]()
         self.encoder = Encoder(config)
         self.fusion = Fusions(config, self.backbone.channels)
         self.queries = build_queries(config)
@@ -63,9 +59,9 @@ class DETR(nn.Module):
         padding: Bool[Tensor, "batch height width"],
         hints: Hints | None = None,
     ) -> Predictions:
-        """Return logits and boxes after every decoder layer, those of the proposals before them.
+        """Return logits and boxes after every decoder layer, preceded by those of the proposals, if any.
 
-        When training, groups of queries are layers of their own, and hints are one more group, the first.
+        In training, groups of queries become layers of their own, and hints are one more group, the first.
         """
         memory = self.encode(self.backbone(images), padding)
         start = self.queries(memory)
@@ -79,19 +75,19 @@ class DETR(nn.Module):
     def encode(self, maps: tuple[Tensor, ...], padding: Bool[Tensor, "batch height width"]) -> Memory:
         """Return what the decoder reads: the encoder's output, fused with finer maps where the config names some."""
         features = self.projection(maps[-1])
-        grid_padding, position, _ = self.place(features, padding)
-        tokens, position = self.placing.enter(flatten(features), flatten(position))
+        grid_padding, position, _ = self.locate(features, padding)
+        tokens, position = self.add_position.enter(flatten(features), flatten(position))
         tokens = self.encoder(tokens, position, grid_padding.flatten(1))
-        understood = tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
-        fused = self.fusion(understood, maps)
-        grid_padding, position, grid = self.place(fused, padding)
+        coarse = tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
+        fused = self.fusion(coarse, maps)
+        grid_padding, position, grid = self.locate(fused, padding)
         tokens = flatten(fused)
-        return Memory(tokens, self.placing.keys(tokens, flatten(position)), grid_padding.flatten(1), grid)
+        return Memory(tokens, self.add_position.keys(tokens, flatten(position)), grid_padding.flatten(1), grid)
 
-    def place(
+    def locate(
         self, features: Float[Tensor, "batch d_model h w"], padding: Bool[Tensor, "batch height width"]
     ) -> tuple[Bool[Tensor, "batch h w"], Float[Tensor, "batch d_model h w"], Grid]:
-        """Return which cells of a map are padding, their positions, and where they lie."""
+        """Return which cells of a map are padding, their position encodings, and the grid of their centres."""
         grid_padding = shrink_padding(padding, features.shape[-2], features.shape[-1])
         dtype = torch.promote_types(features.dtype, torch.float32)
         return grid_padding, self.position(grid_padding, dtype), Grid(*cell_centres(grid_padding, dtype))

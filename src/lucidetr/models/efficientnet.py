@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0 as a backbone: small, and with ImageNet weights that install by name (Tan & Le 2019).
+"""EfficientNet-Lite0 as a backbone: small, with ImageNet weights from a pip package (Tan & Le 2019).
 
-The Lite variants leave out squeeze-and-excitation and swish, so that they run fast everywhere: ReLU6 throughout.
+The Lite variants use ReLU6 instead of swish and no squeeze-and-excitation, so that they run fast everywhere.
 """
 
 from collections.abc import Callable
@@ -87,7 +87,7 @@ class ConvNormReLU(ConvNorm):
 
 
 class InvertedBottleneck(nn.Module):
-    """Widen each pixel, look around in each channel alone, narrow again (Sandler et al. 2018)."""
+    """Widen each pixel, convolve each channel by itself, narrow again (Sandler et al. 2018)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, norm: Norm):
         super().__init__()

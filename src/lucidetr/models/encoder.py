@@ -1,4 +1,4 @@
-"""The encoder: every image position looks at every other (DETR, A.3 and figure 10)."""
+"""The encoder: every image position attends to every other (DETR, A.3 and figure 10)."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn

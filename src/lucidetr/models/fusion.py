@@ -1,6 +1,6 @@
-"""One fused map: what the encoder understood on a coarse grid, laid over the detail of a finer one.
+"""One fused map: the encoder's output, on a coarse grid, added to a finer map of the backbone.
 
-(Lin et al. 2017, feature pyramids, but only one map comes out: the decoder's attention stays dense and visible.)
+As in a feature pyramid (Lin et al. 2017), but only one map comes out, so the decoder's attention stays dense.
 """
 
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from lucidetr.models.backbones import convolution
 
 
 class Fusion(nn.Module):
-    """Add the coarse map, spread over the finer grid, to the finer map, and smooth the sum."""
+    """Enlarge the coarse map to the finer grid, add it to the finer map, and smooth the sum."""
 
     def __init__(self, channels: int, d_model: int, norm: str):
         super().__init__()
@@ -30,16 +30,16 @@ class Fusion(nn.Module):
 
 
 class Fusions(nn.ModuleList):
-    """Climb from the encoder's map to the finest that the config names; with none named, stay where it is."""
+    """Fuse the encoder's map into each finer map that the config names, coarse to fine; with none, return it."""
 
     def __init__(self, config: ModelConfig, channels: tuple[int, ...]):
-        self.rungs = [config.backbone.strides.index(stride) for stride in config.fused]
-        super().__init__(Fusion(channels[rung], config.d_model, config.backbone.norm) for rung in self.rungs)
+        self.levels = [config.backbone.strides.index(stride) for stride in config.fused]
+        super().__init__(Fusion(channels[level], config.d_model, config.backbone.norm) for level in self.levels)
 
     def forward(
         self, coarse: Float[Tensor, "batch d_model h w"], maps: tuple[Tensor, ...]
     ) -> Float[Tensor, "batch d_model grid_h grid_w"]:
         """Return the map that the decoder reads."""
-        for fusion, rung in zip(self, self.rungs, strict=True):
-            coarse = fusion(coarse, maps[rung])
+        for fusion, level in zip(self, self.levels, strict=True):
+            coarse = fusion(coarse, maps[level])
         return coarse

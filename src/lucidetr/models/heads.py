@@ -1,4 +1,4 @@
-"""What a query says: its class and its box (DETR, section 3.2, prediction feed-forward networks)."""
+"""The heads: class and box of each query (DETR, section 3.2, prediction feed-forward networks)."""
 
 import math
 
@@ -9,15 +9,15 @@ from torch.nn import functional as F
 
 from lucidetr.config import ModelConfig
 
-PRIOR_BIAS = -math.log(99)  # a sigmoid that says 0.01 at the start: nearly all queries see nothing (Lin et al. 2017)
-LARGEST_LOG = 3.0  # a layer changes a side by at most e³, so that no first guess can overflow
+PRIOR_BIAS = -math.log(99)  # a sigmoid starts at 0.01: nearly all queries find nothing (Lin et al. 2017)
+LARGEST_LOG = 3.0  # a layer changes a side by at most e³, so that no early prediction overflows
 
 
 def move(reference_cxcywh: Float[Tensor, "*any 4"], delta: Float[Tensor, "*any 4"]) -> Float[Tensor, "*any 4"]:
-    """Return a box moved in units of its own size: small boxes are aimed as easily as large ones.
+    """Return a box moved in units of its own size, so that small boxes are adjusted as easily as large ones.
 
-    >>> move(torch.tensor([0.5, 0.5, 0.2, 0.4]), torch.tensor([0.5, 0.0, 0.0, 0.0])).round(decimals=3).tolist()
-    [0.6000000238418579, 0.5, 0.20000000298023224, 0.4000000059604645]
+    >>> move(torch.tensor([0.5, 0.5, 0.25, 0.5]), torch.tensor([0.5, 0.0, 0.0, 0.0])).tolist()
+    [0.625, 0.5, 0.25, 0.5]
     """
     centre, size = reference_cxcywh[..., :2], reference_cxcywh[..., 2:]
     grown = size * delta[..., 2:].clamp(-LARGEST_LOG, LARGEST_LOG).exp()
@@ -33,7 +33,7 @@ class BoxHead(nn.Module):
         self.output = nn.Linear(d_model, 4)
 
     def forward(self, hidden: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any 4"]:
-        """Return what a sigmoid makes a box of, or by how much to move one."""
+        """Return the logits of a box, or by how much to move one."""
         for layer in self.layers:
             hidden = F.relu(layer(hidden))
         return self.output(hidden)
@@ -42,7 +42,7 @@ class BoxHead(nn.Module):
 class Heads(nn.Module):
     """Read class logits and a box off a query's content.
 
-    Always in float32: a box in bfloat16 is known only to 1/256 of the picture.
+    Always in float32: bfloat16 resolves a box only to 1/256 of the picture.
     """
 
     def __init__(self, config: ModelConfig):
@@ -52,7 +52,7 @@ class Heads(nn.Module):
         self.box = BoxHead(config.d_model)
         if sigmoid:
             nn.init.constant_(self.category.bias, PRIOR_BIAS)
-        if not absolute:  # the first guess is the box that the query starts from
+        if not absolute:  # the first prediction is the box that the query starts from
             nn.init.zeros_(self.box.output.weight)
             nn.init.zeros_(self.box.output.bias)
 

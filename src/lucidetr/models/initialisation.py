@@ -1,4 +1,4 @@
-"""How a network starts: every matrix by one rule, if the config names one, and how loud its residual branches are."""
+"""Initial weights: one rule for every matrix, if the config names one, and the scale of the residual branches."""
 
 import functools
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from lucidetr.models.queries import AnchorQueries, ContentQueries, HintQueries, 
 SMALL = 0.02  # the deviation of BERT's weights (Devlin et al. 2019); here the half width of a range
 
 # uniform: as small for a wide layer as for a narrow one. xavier: inputs and outputs keep the scale alike on average
-# (Glorot & Bengio 2010). he_in and he_out: what goes forward, or the gradient that comes back, keeps its scale behind a
-# layer that is cut at zero (He et al. 2015, "Delving Deep into Rectifiers", 2.2)
+# (Glorot & Bengio 2010). he_in and he_out: activations, or the gradients that come back, keep their scale through a
+# layer with a ReLU (He et al. 2015, "Delving Deep into Rectifiers", 2.2)
 RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "uniform": functools.partial(nn.init.uniform_, a=-SMALL, b=SMALL),
     "uniform_scaled": functools.partial(nn.init.uniform_, a=-SMALL, b=SMALL),
@@ -48,8 +48,8 @@ def initialise(model: nn.Module, config: ModelConfig) -> None:
 def redraw(model: nn.Module, config: ModelConfig) -> None:
     """Draw every matrix and kernel by the config's rule, and set the biases of these layers to 0.
 
-    What starts at a value with a meaning stays: classes that are rare, boxes that begin unmoved, bells in the boxes.
-    Norms stay at 1 and 0, learned vectors as they are.
+    Layers whose start has a meaning keep it: class biases that say how rare objects are, box heads that begin at no
+    move, bells inside their boxes. Norms stay at 1 and 0, learned vectors as they are.
     """
     rule, (rare, settled) = RULES[config.initialisation], meant(model, config)
     for part in model.modules():
@@ -60,7 +60,7 @@ def redraw(model: nn.Module, config: ModelConfig) -> None:
 
 
 def meant(model: nn.Module, config: ModelConfig) -> tuple[set[nn.Module], set[nn.Module]]:
-    """Return the layers whose biases say how rare classes are, and those that start as a whole at a meaning."""
+    """Return the layers whose biases say how rare classes are, and those that keep weights and biases."""
     rare, settled = set(), set()
     for part in model.modules():
         if isinstance(part, (Heads, SelectedQueries)):
@@ -76,8 +76,8 @@ def meant(model: nn.Module, config: ModelConfig) -> tuple[set[nn.Module], set[nn
 def lower_attention(model: nn.Module, head_dim: int) -> None:
     """Multiply the query, key and value matrices of every attention by head_dim^-½.
 
-    Scores are divided by √head_dim in any case; here that is done once more to each of their two sides, so that
-    attention starts even over its keys.
+    Scores are divided by √head_dim in any case; here query and key are each scaled down once more, so that attention
+    starts nearly uniform over its keys.
     """
     for part in model.modules():
         if isinstance(part, MultiHeadAttention):
@@ -86,12 +86,12 @@ def lower_attention(model: nn.Module, head_dim: int) -> None:
 
 
 def fix_up(model: nn.Module, config: ModelConfig) -> None:
-    """Make the transformer's branches small enough to bear the first steps (Huang et al. 2020, T-Fixup, section 3).
+    """Scale the transformer's branches down so that the first steps are stable (Huang et al. 2020, T-Fixup, section 3).
 
     Values, attention's outputs and both matrices of the feed-forward are multiplied by 0.67 · N^-¼ in an encoder of N
-    layers, by (9 N)^-¼ in a decoder of N; what queries learn starts as N(0, 1/√d_model), a deviation. The paper leaves
-    out norms and warm-up then, and multiplies the embeddings by (9 N)^-¼, too; here norms stay where the block has
-    them, warm-up is a matter of the optimiser's settings, and the queries are not multiplied.
+    layers, by (9 N)^-¼ in a decoder of N; the queries' learned vectors start normal, with deviation 1/√d_model. The
+    paper also leaves out norms and warm-up and multiplies the embeddings by (9 N)^-¼; here norms stay where the block
+    has them, warm-up is set by the optimiser's settings, and the queries are not multiplied.
     """
     scales = {
         "encoder.": 0.67 * max(config.encoder_layers, 1) ** -0.25,
@@ -110,7 +110,7 @@ def fix_up(model: nn.Module, config: ModelConfig) -> None:
 
 
 def learned_vectors(part: nn.Module) -> Tensor | None:
-    """Return what queries of this kind learn as a vector each, None for anything else."""
+    """Return the learned vectors of queries, one each; None for any other part."""
     if isinstance(part, LearnedQueries):
         return part.position
     if isinstance(part, (ContentQueries, AnchorQueries)):
@@ -135,7 +135,7 @@ def quieten(model: nn.Module, config: ModelConfig) -> None:
 
 
 def last_scale(block: nn.Module) -> Tensor | None:
-    """Return the scale of the norm that ends a backbone block's residual branch, None for anything else."""
+    """Return the scale of the norm that ends a backbone block's residual branch; None for any other part."""
     if isinstance(block, BasicBlock):
         norm = block.norm2
     elif isinstance(block, Bottleneck):

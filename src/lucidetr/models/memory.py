@@ -1,4 +1,4 @@
-"""What the decoder reads: the tokens of a picture, and where each of them lies."""
+"""What the decoder reads: the tokens of each image, and where each token lies."""
 
 from dataclasses import dataclass
 

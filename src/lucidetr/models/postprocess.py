@@ -1,4 +1,4 @@
-"""From the last layer's predictions to detections in a picture's own pixels (DETR, A.4)."""
+"""From the last layer's predictions to detections in a picture's own pixels (DETR, section 4)."""
 
 import torch
 
@@ -12,9 +12,9 @@ def postprocess(
 ) -> list[Detections]:
     """Return one `Detections` per image, best score first, as many as there are queries.
 
-    With a softmax a query's score is that of its best real class, also where no object is likelier still: the paper
-    does so, because an average precision counts every rank. With sigmoids the best of all queries' classes count,
-    so that one query may say two. `sizes` are (height, width) of the original pictures.
+    With a softmax, a query's score is that of its best real class, even where no object is more likely: the paper
+    does so because average precision counts every rank. With sigmoids, the best (query, class) pairs are kept, so one
+    query may give two detections. `sizes` are (height, width) of the original pictures.
     """
     predictions = predictions.in_full_precision()
     logits = predictions.logits[-1]

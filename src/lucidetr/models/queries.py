@@ -1,4 +1,4 @@
-"""The object queries: what the decoder starts from (DETR, section 3.2), and other ways to begin."""
+"""The object queries: what the decoder starts from (DETR, section 3.2), and alternatives to the paper's."""
 
 import functools
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from lucidetr.models.heads import PRIOR_BIAS, move
 from lucidetr.models.memory import Memory
 from lucidetr.structures import Hints, Predictions
 
-ANCHOR_SIDE = 0.2  # of the picture: what a token guesses before it has learned anything
+ANCHOR_SIDE = 0.2  # of the picture: the box of a token before anything is learned
 SMALLEST_START = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Hold what the decoder starts from: content, and a position (the paper) or a box; what was guessed on the way."""
+    """Hold what the decoder starts from: content, a position (the paper) or a box, and the proposals, if any."""
 
     content: Float[Tensor, "batch query d_model"]
     position: Float[Tensor, "batch query d_model"] | None = None
     boxes_cxcywh: Float[Tensor, "batch query 4"] | None = None
-    proposals: Predictions | None = None  # of one layer, supervised as the decoder's own
+    proposals: Predictions | None = None  # one layer, supervised like those of the decoder
 
 
 class LearnedQueries(nn.Module):
@@ -58,9 +58,9 @@ class AnchorQueries(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        places = 0.1 + 0.8 * torch.rand(config.num_queries, 2)
+        centres = 0.1 + 0.8 * torch.rand(config.num_queries, 2)
         sizes = torch.full((config.num_queries, 2), ANCHOR_SIDE)
-        self.box = nn.Parameter(torch.cat([places, sizes], dim=1).logit())
+        self.box = nn.Parameter(torch.cat([centres, sizes], dim=1).logit())
         self.content = nn.Parameter(torch.randn(config.num_queries, config.d_model))
 
     def forward(self, memory: Memory) -> Start:
@@ -71,10 +71,10 @@ class AnchorQueries(nn.Module):
 
 
 class SelectedQueries(nn.Module):
-    """Start from the tokens that look most like objects, with the boxes that they guess (Zhu et al. 2021, two-stage).
+    """Start from the tokens that score highest as objects, with their predicted boxes (Zhu et al. 2021, two-stage).
 
-    The guesses are predictions like any layer's: matched with objects, supervised, and so the ranking is learned.
-    Boxes are handed on without their gradient, content with it.
+    These proposals are matched and supervised like a decoder layer's predictions, and so the ranking is learned.
+    The decoder gets the boxes without gradient, the content with it.
     """
 
     def __init__(self, config: ModelConfig):
@@ -89,19 +89,19 @@ class SelectedQueries(nn.Module):
         nn.init.zeros_(self.box.output.bias)
 
     def forward(self, memory: Memory) -> Start:
-        """Return the best tokens' content and boxes, best first, and the proposals; fewer where tokens are fewer."""
+        """Return the best tokens' content and boxes, best first, and the proposals; fewer if there are fewer tokens."""
         tokens = self.norm(self.project(memory.tokens))
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = tokens.to(self.category.weight.dtype)
             logits = self.category(tokens)
             score = logits.amax(-1).masked_fill(memory.padding, -torch.inf)
-            enough = tokens.shape[1] >= self.num_queries  # asked, not min(): an exported graph has a fixed number then
+            enough = tokens.shape[1] >= self.num_queries  # not min(): so an exported graph has a fixed number
             chosen = score.topk(self.num_queries if enough else tokens.shape[1], dim=1).indices
             content, logits, centres = (pick(each, chosen) for each in (tokens, logits, memory.grid.centres()))
             anchors = torch.cat([centres, torch.full_like(centres, ANCHOR_SIDE)], dim=-1)
             boxes = move(anchors, self.box(content))
-        place, size = boxes.detach().split(2, dim=-1)
-        start = torch.cat([place.clamp(0, 1), size.clamp(SMALLEST_START, 1.0)], dim=-1)
+        centre, size = boxes.detach().split(2, dim=-1)
+        start = torch.cat([centre.clamp(0, 1), size.clamp(SMALLEST_START, 1.0)], dim=-1)
         return Start(content, boxes_cxcywh=start, proposals=Predictions(logits=logits[None], boxes_cxcywh=boxes[None]))
 
 
@@ -121,7 +121,7 @@ QUERIES = {
 class GroupedQueries(nn.ModuleList):
     """Start several groups of queries side by side when training, the first alone afterwards (Chen et al. 2023).
 
-    Every group has its own parameters and is matched by itself, so each object teaches one query of every group.
+    Every group has its own parameters and is matched by itself, so each object supervises one query of every group.
     """
 
     def __init__(self, config: ModelConfig):
@@ -135,8 +135,8 @@ class GroupedQueries(nn.ModuleList):
 class HintQueries(nn.Module):
     """Start a group of queries from noised truths: the label's learned content, the noised box.
 
-    The group is matched and supervised as any other, so the decoder learns from its first step what a query near an
-    object is for.
+    The group is matched and supervised like any other, so the decoder learns from the first step what to do with a
+    query near an object.
     """
 
     def __init__(self, config: ModelConfig):
@@ -160,7 +160,7 @@ def side_by_side(groups: list[Start]) -> Start:
 
 
 def joined(parts: list[Tensor | None]) -> Tensor | None:
-    """Return the groups' values along the query axis, None where they have none."""
+    """Return the groups' values joined along the query axis; None if there are none."""
     there = [part for part in parts if part is not None]
     return torch.cat(there, dim=1) if there else None
 

@@ -1,4 +1,4 @@
-"""How large a model is, part by part, and how much it computes for a picture, found without memory for either."""
+"""Parameters of a model, part by part, and operations for one picture, counted without allocating either."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ class Size:
 
     parameters: int
     learning: int
-    """Those of them that the recipe does not freeze."""
+    """Those that the recipe does not freeze."""
     gflops: float
     """For one picture at the recipe's largest size; a multiplication and its sum are two operations."""
 
@@ -72,7 +72,7 @@ INNER = {"category": "class head", "box": "box head"}  # of the proposals; an at
 
 
 def part_of(name: str) -> tuple[int, str, str]:
-    """Return the place in `PARTS` and the part that a parameter belongs to, and the piece of it; all count from 1.
+    """Return a parameter's index in `PARTS`, its part, and its piece of that part; layers and stages count from 1.
 
     >>> part_of("backbone.stages.0.1.conv1.weight"), part_of("decoder.norm.bias")
     ((1, 'backbone, stage 1', 'backbone, stage 1'), (14, 'decoder, norms', 'decoder, norms'))
@@ -91,7 +91,7 @@ def part_of(name: str) -> tuple[int, str, str]:
 
 
 def parameters_by_part(model: ModelConfig) -> dict[tuple[int, str], int]:
-    """Return how many parameters each part has, under its place and name, in the order that a picture passes them."""
+    """Return the number of parameters of each part, by index and name, in the order that a picture passes them."""
     counts: Counter[tuple[int, str]] = Counter()
     with torch.device("meta"):
         for name, parameter in DETR(model).named_parameters():
@@ -100,7 +100,7 @@ def parameters_by_part(model: ModelConfig) -> dict[tuple[int, str], int]:
 
 
 def parts_table(*configs: TrainConfig) -> str:
-    """Return a Markdown table of recipes side by side, a row for each part, the sum below."""
+    """Return a Markdown table of recipes side by side: a row for each part, then the sum."""
     columns = [parameters_by_part(config.model) for config in configs]
     parts = sorted({part for column in columns for part in column})
     heading = ["part", *(config.recipe for config in configs)]

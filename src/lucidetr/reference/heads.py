@@ -9,7 +9,7 @@ from lucidetr.reference.scope import Scope
 from lucidetr.structures import Predictions
 
 
-def speak(
+def class_and_box(
     here: Scope, layer: int, content: Float[Tensor, "batch query d_model"]
 ) -> tuple[Float[Tensor, "batch query category"], Float[Tensor, "batch query 4"]]:
     """Return class logits and four raw numbers, read with the weights of all layers, or of this layer alone."""
@@ -29,7 +29,7 @@ def absolute_boxes(here: Scope, hidden: Float[Tensor, "layer batch query d_model
     """Return what each layer says, its boxes anew from nothing: a sigmoid makes fractions of the picture."""
     every_logits, every_boxes = [], []
     for layer, content in enumerate(hidden):
-        logits, raw = speak(here, layer, content)
+        logits, raw = class_and_box(here, layer, content)
         every_logits.append(logits)
         every_boxes.append(here.inside(layer).record("boxes_cxcywh", sigmoid(raw)))
     return Predictions(logits=torch.stack(every_logits), boxes_cxcywh=torch.stack(every_boxes))

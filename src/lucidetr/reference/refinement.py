@@ -12,7 +12,7 @@ from torch import Tensor
 from lucidetr.reference.box_bias import box_bias
 from lucidetr.reference.boxes import move
 from lucidetr.reference.elementary import linear, relu
-from lucidetr.reference.heads import speak
+from lucidetr.reference.heads import class_and_box
 from lucidetr.reference.positions import octave_waves
 from lucidetr.reference.queries import Start
 from lucidetr.reference.scope import Scope
@@ -35,7 +35,7 @@ def moved_boxes(here: Scope, start: Start, start_cxcywh: Float[Tensor, "batch qu
         bias = partial(box_bias, place, reference, memory)
         content = decoder_layer(place, content, query_position, memory, start.groups, bias)
         hidden = place.record("hidden", for_heads(decoder, content))
-        logits, delta = speak(here.inside("heads"), layer, hidden)
+        logits, delta = class_and_box(here.inside("heads"), layer, hidden)
         boxes, reference, previous = step(here.config.boxes, reference, previous, delta)
         every_logits.append(logits)
         every_boxes.append(here.inside("heads").inside(layer).record("boxes_cxcywh", boxes))
