@@ -271,13 +271,13 @@ def train_peer(name: str, config: TrainConfig, way: Way, other: Dataset | None =
     points: list[tuple[float, float, float]] = []
     with closing(training_batches(config, train_set, clock)) as steps:
         while clock.progress < 1.0:
-            looks_before, started = clock.looks(config.evaluations), now()
+            due_before, started = clock.due(config.evaluations), now()
             set_rate(optimiser, rate(clock.progress, config.optimiser))
             optimiser_step(peer, next(steps)[0], optimiser, way.precision, config.optimiser.clip)
             average.update(peer, clock.expected_steps)
             clock.step += 1
             clock.seconds += now() - started
-            if clock.looks(config.evaluations) > looks_before or clock.progress >= 1.0:
+            if clock.due(config.evaluations) > due_before or clock.progress >= 1.0:
                 metrics = look(average.model, config, val_set, way)
                 points.append((clock.seconds, metrics.average_precision, metrics.numbers["AP50"] or 0.0))
     numbers = look(average.model, config, other, way).numbers if other else None

@@ -147,7 +147,7 @@ class Bench:
         return max(ways, key=lambda way: self.trial(name, *way)) if len(ways) > 1 else ways[0]
 
     def trial(self, name: str, lr: float, batch: int) -> list[float]:
-        """Return AP and AP50 at the end of a trial, nothing where it ended in numbers that are none."""
+        """Return AP and AP50 at the end of a trial, nothing where it ended in numbers that are not finite."""
         points = self.train(name, "trial", lr, batch, self.seeds[0])["points"]
         return list(points[-1][1:]) if points else []
 

@@ -74,7 +74,7 @@ class Spy:
     def nothing(self, *arguments):
         pass
 
-    begin = see_predictions = see_update = see_matching = write = nothing
+    begin = see_predictions = see_step = write = nothing
 
 
 def five_steps(config: TrainConfig, micro_batch: int, ranks=ALONE) -> dict:

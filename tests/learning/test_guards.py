@@ -1,4 +1,4 @@
-"""Whole runs with numbers that are none planted in them: as if those steps had not been."""
+"""Whole runs with numbers planted in them that are not finite: as if those steps had not been."""
 
 import json
 from dataclasses import replace

@@ -114,6 +114,21 @@ def test_two_images_keep_twice_what_one_does():
     assert two == pytest.approx(2 * one, rel=0.1)
 
 
+def test_hints_take_no_share_of_what_the_loss_is_divided_by(monkeypatch):
+    config = setting()
+    config = replace(config, model=replace(config.model, denoising=0.4))
+    batch = largest_batch(config, open_dataset(DATA, "train").annotations, 1)
+    normalisers, seen = memory.normalisers, []
+
+    def noting(*known):
+        seen.append(normalisers(*known))
+        return seen[-1]
+
+    monkeypatch.setattr(memory, "normalisers", noting)
+    memory.forward(config, DETR(config.model), batch, FP32, batch.counts.tolist())
+    assert [norm.objects for norm in seen] == [int(batch.counts.sum())]
+
+
 def test_free_memory_is_no_more_than_the_machine_has():
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 2**20 < memory.free_memory(torch.device("cpu")) <= installed

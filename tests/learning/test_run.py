@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -22,8 +23,12 @@ from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training import loop
 from lucidetr.training.checkpoint import load_newest_training, load_tensors
+from lucidetr.training.engine import FAST, Engine
 from lucidetr.training.run_log import read_metrics
 from run_tools import TINY, tiny
+
+from .test_distributed import small_lucid
+from .test_durability import plant, short
 
 
 def newest_state(run):
@@ -73,6 +78,103 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(tmp_path):
     with pytest.raises(InputError, match=r"began with other settings: steps 2 \(was 1\)"):
         loop.train(tiny(run, steps=2, resume=True))
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_without_its_checkpoints_is_not_begun_anew(tmp_path):
+    run = loop.train(tiny(tmp_path / "run", steps=1))
+    shutil.rmtree(run / "checkpoints")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    with pytest.raises(InputError) as refused:
+        loop.train(tiny(run, steps=1, resume=True))
+    assert str(refused.value) == (
+        f"{run} holds a model but no checkpoint to go on from: choose another --out, "
+        f"or start from it by --weights {run}"
+    )
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_killed_between_its_first_model_and_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):
+    def killed(*known):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_training", killed)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(tiny(tmp_path / "run", steps=1))
+    assert (tmp_path / "run" / "best.safetensors").is_file()
+    run = loop.train(tiny(tmp_path / "run", steps=1, resume=True))
+    assert [line["step"] for line in read_metrics(run) if "val/AP" in line] == [1]
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(InputError, match="holds a model but no checkpoint"):
+        loop.train(tiny(run, steps=1, resume=True))
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path, monkeypatch):
+    data = plant(tmp_path / "data")
+    config = short(tmp_path / "run", data=str(data), resume=True)
+    monkeypatch.setattr(loop.Run, "step", lambda self, parts: os.kill(os.getpid(), signal.SIGTERM) or {"skipped": {}})
+    monkeypatch.setattr(loop.Run, "log_step", lambda self, numbers: None)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config)
+    files = {split: data / split / "_annotations.coco.json" for split in ("train", "val")}
+    sound = {split: json.loads(file.read_text()) for split, file in files.items()}
+    square, disc = {"id": 1, "name": "square"}, {"id": 0, "name": "disc"}
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+
+    def refused(**changes):
+        for split, content in sound.items():
+            files[split].write_text(json.dumps(content | changes.get(split, {}) | changes.get("both", {})))
+        with pytest.raises((InputError, KeyboardInterrupt)) as error:
+            loop.train(config)
+        assert error.type is InputError, "it trains"
+        assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+        return str(error.value)
+
+    anew = f"or start anew: another --out, with --weights {tmp_path / 'run'}"
+    assert refused(both={"categories": [disc, square]}) == (
+        f"{tmp_path / 'run'} began with other categories: number 1 is 'disc' (id 0), was 'square' (id 1) "
+        f"(2 now, 1 then); put the old ones back, {anew}"
+    )
+    assert "number 2 is 'disc' (id 5), was none" in refused(both={"categories": [square, disc | {"id": 5}]})
+    assert "number 1 is 'cube' (id 1), was 'square'" in refused(both={"categories": [{"id": 1, "name": "cube"}]})
+    fewer = {split: {"images": content["images"][:-1]} for split, content in sound.items()}
+    for split, content in sound.items():
+        kept = {image["id"] for image in fewer[split]["images"]}
+        fewer[split]["annotations"] = [each for each in content["annotations"] if each["image_id"] in kept]
+    assert refused(train=fewer["train"]) == (
+        f"{tmp_path / 'run'} began with 4 training images, now there are 3: it could not go on as it would have; "
+        f"put the old images back, {anew}"
+    )
+    assert "began with 2 validation images, now there are 1" in refused(val=fewer["val"])
+
+    starts = json.loads((tmp_path / "run" / "run.json").read_text())
+    del starts[-1]["data"]  # as before it was noted
+    (tmp_path / "run" / "run.json").write_text(json.dumps(starts))
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())[-1]["data"]["validation_images"] == 1
+
+
+def test_hints_add_their_loss_and_leave_the_others_as_they_were(tmp_path):
+    alone, pairs = [], []
+
+    def forward(model, batch, hints):
+        with torch.no_grad():
+            alone.append(FAST.forward(model, batch, None))
+        return FAST.forward(model, batch, hints)
+
+    def loss(predictions, batch, norm, weights):
+        without = normalisers(batch.counts.tolist(), predictions.logits.shape[2], weights, 2)
+        pairs.append((FAST.loss(predictions, batch, norm, weights), FAST.loss(alone[-1], batch, without, weights)))
+        return pairs[-1][0]
+
+    config = small_lucid(tmp_path / "run", steps=1, micro_batch=4, precision="fp64", preflight="off", statistics=0)
+    loop.train(replace(config, model=replace(config.model, denoising=0.4)), Engine(forward, loss))
+    ((both, own),) = pairs
+    rows = [row for row in range(len(both.l1)) if row < 2 or (row - 2) % 3]  # a layer's rows: hints, two groups
+    for name in ("classification", "l1", "giou"):
+        torch.testing.assert_close(getattr(both, name)[rows], getattr(own, name), rtol=1e-9, atol=0)
+    assert both.total > own.total
 
 
 def test_minutes_count_training_only_and_end_the_run(tmp_path, monkeypatch):
@@ -289,3 +391,19 @@ def test_detr_xs_learns_eight_scenes_by_heart(tmp_path):
     numbers = json.loads((run / "metrics-val.json").read_text())
     assert numbers["AP50"] >= 0.95
     assert numbers["AP"] >= 0.8
+
+
+def test_a_signal_that_a_library_swallows_before_the_first_step_is_made_up_for(tmp_path, monkeypatch):
+    def swallows(*args):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            return
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(loop, "preflight", swallows)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        loop.train(tiny(tmp_path / "run", steps=3))
+    assert getattr(stop.value, "status", None) == 130
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert signal.getsignal(signal.SIGINT) == before

@@ -33,7 +33,7 @@ def batch_of(*counts: int) -> Batch:
 
 
 def draw(batch: Batch, number: int = 400, noise: float = 0.4, seed: int = 0):
-    return draw_hints(batch, number, 3, noise, torch.Generator().manual_seed(seed))
+    return draw_hints(batch, replace(MODEL, num_queries=number, num_classes=3, denoising=noise), seed, step=0)
 
 
 def test_the_first_hint_of_an_object_lies_near_and_all_others_off():
@@ -72,7 +72,19 @@ def test_boxes_lie_in_the_picture_also_where_there_are_none(counts):
 
 def test_without_noise_the_first_hints_are_the_truth():
     batch = batch_of(2)
-    torch.testing.assert_close(draw(batch, 2, noise=0.0).boxes_cxcywh[0], batch.boxes_cxcywh[0])
+    torch.testing.assert_close(draw(batch, 2, noise=1e-9).boxes_cxcywh[0], batch.boxes_cxcywh[0])
+
+
+def test_hints_depend_on_the_image_alone_however_a_batch_is_cut():
+    batch = replace(batch_of(2, 2, 0), image_ids=(7, -3, 5))  # COCO files may have negative ids
+    together = draw(batch, 10)
+    assert not torch.equal(together.boxes_cxcywh[0], together.boxes_cxcywh[1])
+    for i in range(3):
+        one = {name: value[i : i + 1] for name, value in vars(batch).items()}
+        alone = draw(Batch(**one), 10)
+        assert torch.equal(alone.boxes_cxcywh[0], together.boxes_cxcywh[i])
+        assert torch.equal(alone.labels[0], together.labels[i])
+    assert not torch.equal(draw(batch, 10, seed=1).boxes_cxcywh, together.boxes_cxcywh)
 
 
 def test_hints_are_one_more_group_that_the_others_do_not_see():

@@ -234,7 +234,7 @@ def test_looks_are_even_with_the_first_step_and_the_last(tmp_path, steps, looks,
     recorder, clock = Recorder(tmp_path, recipe("lucid-xs").model, looks), Clock(steps=steps, minutes=0.0)
     taken = []
     for clock.step in range(steps):
-        recorder.begin(clock.step, clock.looks_after_step(looks))
+        recorder.begin(clock.step, clock.due_after_step(looks))
         if recorder.looking:
             taken.append(clock.step + 1)
     assert (taken[0], taken[-1], len(taken)) == (1, steps, expected)
@@ -246,7 +246,7 @@ def test_a_run_of_minutes_looks_at_its_end_too(tmp_path):
     recorder, clock = Recorder(tmp_path, recipe("lucid-xs").model, 24), Clock(steps=0, minutes=1.0)
     taken = []
     while clock.progress < 1.0:
-        recorder.begin(clock.step, clock.looks_after_step(24))
+        recorder.begin(clock.step, clock.due_after_step(24))
         if recorder.looking:
             taken.append(clock.step + 1)
         clock.step += 1

@@ -164,7 +164,7 @@ def test_a_run_that_meets_a_number_that_is_none_counts_as_nothing(tmp_path):
     assert (found.ap, found.steps, found.numbers["diverged"]) == (0.0, 10, 1.0)
     assert experiment.is_of(found, "k", "n", config)
     page = write_page(tmp_path, "x", Page("T", "Q?", (), (), ()), PLAN, [found]).read_text()
-    assert "1 of them met numbers that are none" in page
+    assert "1 of them met numbers that are not finite" in page
 
 
 def test_old_lines_without_numbers_and_series_are_read(tmp_path):

@@ -26,6 +26,7 @@ from lucidetr.training.loop import Clock, check_length, count_steps
 from lucidetr.training.optimiser import build_optimiser, freeze, learning_mode, rate
 from lucidetr.training.precision import choose_device, choose_precision
 from lucidetr.training.run_log import read_metrics
+from lucidetr.training.state import put_back, training_tensors
 
 
 def small_model():
@@ -133,6 +134,24 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path):
         load_newest_training(tmp_path)
 
 
+def test_a_state_comes_back_with_its_random_numbers_whatever_device_it_was_saved_on():
+    def parts():
+        model = nn.Linear(2, 1)
+        return model, torch.optim.AdamW(model.parameters()), MovingAverage(model, horizon=0.1)
+
+    cpu, whole = torch.device("cpu"), parts()
+    whole[0](torch.ones(1, 2)).sum().backward()
+    whole[1].step()
+    tensors = training_tensors(*whole, cpu)
+    drawn = torch.rand(3)
+    again = parts()
+    put_back(tensors | {"random.cuda": torch.zeros(16, dtype=torch.uint8)}, *again, cpu)
+    assert torch.equal(torch.rand(3), drawn)
+    back = training_tensors(*again, cpu)
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors if not name.startswith("random."))
+
+
 def test_half_a_last_line_of_the_log_is_passed_over(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
@@ -143,7 +162,7 @@ def test_evaluations_are_evenly_due(steps, evaluations):
     clock = Clock(steps=steps, minutes=0.0)
     due = []
     for clock.step in range(steps + 1):
-        due.append(clock.looks(evaluations))
+        due.append(clock.due(evaluations))
     assert (due[0], due[-1]) == (0, evaluations)
     assert len(set(due)) - 1 == min(steps, evaluations)
 

@@ -67,7 +67,7 @@ def main() -> None:
     except InputError as error:
         print(f"lucidetr: {error}", file=sys.stderr)
         sys.exit(2)
-    except (FloatingPointError, LostRank) as error:  # training met a number that is none, or waited in vain
+    except (FloatingPointError, LostRank) as error:  # training met numbers that are not finite, or waited in vain
         print(f"lucidetr: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except NotImplementedError as error:

@@ -4,30 +4,37 @@ The papers fix beforehand which hint answers for which object. Here the hints ar
 needs no second loss: the nearest hint wins its object, the farther ones learn to say no.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lucidetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from lucidetr.config import ModelConfig
 from lucidetr.models.queries import SMALLEST_START
 from lucidetr.structures import Batch, Hints
 
 FLIPPED = 0.25  # share of the labels that lie
 
 
-def draw_hints(batch: Batch, number: int, num_classes: int, noise: float, generator: torch.Generator) -> Hints:
-    """Return `number` hints for each image: its objects' boxes with their corners moved, a quarter of the labels wrong.
+def draw_hints(batch: Batch, model: ModelConfig, seed: int, step: int) -> Hints | None:
+    """Return a hint for each query and image: its objects' boxes, corners moved, a quarter of the labels wrong.
 
-    The first hint of an object lies near: corners move by up to noise · half a side. All further ones lie off, by
-    once to twice that. An image without objects gets boxes anywhere. The draws come from `generator`, on the host.
+    The first hint of an object lies near: corners move by up to `denoising` · half a side. All further ones lie off,
+    by once to twice that. An image without objects gets boxes anywhere. The draws are made on the host and depend on
+    seed, step and the image's id alone, however a batch is cut. None where the model has no hints.
     """
-    images, device = len(batch), batch.boxes_cxcywh.device
+    if not model.denoising:
+        return None
+    number, num_classes, noise = model.num_queries, model.num_classes, model.denoising
+    device, generators = batch.boxes_cxcywh.device, [generator(seed, step, image) for image in batch.image_ids]
+    images = len(generators)
     counts = batch.counts[:, None]
     slots = torch.arange(number).expand(images, -1)
     which = torch.where(counts > 0, slots % counts.clamp(min=1), 0).to(device)
     far = (slots >= counts)[..., None]
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(images, number, *shape, generator=generator)
+        return torch.stack([torch.rand(number, *shape, generator=own) for own in generators])
 
     shift = (uniform(4) + far) * noise * (1 - 2 * (uniform(4) < 0.5).float())
     anywhere = torch.cat([uniform(2), 0.05 + 0.3 * uniform(2)], dim=-1)
@@ -43,3 +50,9 @@ def draw_hints(batch: Batch, number: int, num_classes: int, noise: float, genera
     noised = torch.cat([noised[..., :2], noised[..., 2:].clamp(min=SMALLEST_START)], dim=-1)
     labels = torch.where(lie.to(device) | empty, false.to(device), batch.labels.gather(1, which))
     return Hints(boxes_cxcywh=torch.where(empty[..., None], anywhere.to(boxes), noised), labels=labels)
+
+
+def generator(seed: int, step: int, image_id: int) -> torch.Generator:
+    """Return the random numbers of one image in one step; an id may be negative, as COCO files have them."""
+    words = np.random.SeedSequence([seed, step, image_id % 2**64]).generate_state(1)  # it takes no negative number
+    return torch.Generator().manual_seed(int(words[0]))

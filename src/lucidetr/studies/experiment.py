@@ -128,7 +128,7 @@ def run_one(
 ) -> Result:
     """Train once in a folder that is thrown away, and return what was measured; `read` reads more off the folder.
 
-    A run that met a number that is none has AP 0 and the number `diverged`.
+    A run that met a number that is not finite has AP 0 and the number `diverged`.
     """
     fit, own = choose_engine(config)
     folder = Path(tempfile.mkdtemp(prefix="study-"))

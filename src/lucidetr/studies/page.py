@@ -75,7 +75,7 @@ def conditions(results: Sequence[Result]) -> str:
         f"{', '.join(machines)}, {', '.join(precisions)}; commit {', '.join(commits) or 'unknown'}."
     )
     lost = sum("diverged" in r.numbers for r in results)
-    return said + (f" {lost} of them met numbers that are none; their AP counts as 0." if lost else "")
+    return said + (f" {lost} of them met numbers that are not finite; their AP counts as 0." if lost else "")
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

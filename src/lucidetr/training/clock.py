@@ -37,17 +37,17 @@ class Clock:
         """Return the share of the run that is done, 0…1."""
         return min(self.step / self.steps if self.steps else self.seconds / (60 * self.minutes), 1.0)
 
-    def looks(self, evaluations: int) -> int:
+    def due(self, evaluations: int) -> int:
         """Return how many of the run's evaluations are due by now."""
         return self.step * evaluations // self.steps if self.steps else int(self.progress * evaluations)
 
-    def looks_after_step(self, number: int) -> int:
+    def due_after_step(self, number: int) -> int:
         """Return how many of that number of looks are due when the coming step ends, as far as can be told before it.
 
         How long a step takes is known only roughly, and the last one shall not be missed: it counts one and a half.
         """
         length = 1.5 * self.seconds / max(self.step, 1)
-        return replace(self, step=self.step + 1, seconds=self.seconds + length).looks(number)
+        return replace(self, step=self.step + 1, seconds=self.seconds + length).due(number)
 
     @property
     def expected_steps(self) -> float:

@@ -5,8 +5,6 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-HEEDED = (signal.SIGINT, signal.SIGTERM)
-
 
 class Stopped(KeyboardInterrupt):
     """Say that a run was stopped from outside after it had saved; `status` is the shell's exit status."""
@@ -17,23 +15,35 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interruption:
-    """Remember that a signal came; a second one is obeyed at once."""
+    """Obey Ctrl-C at once until the steps begin; from then on remember the first signal, and obey a second one."""
 
     def __init__(self):
         self.number: int | None = None
+        self.patient = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
-            self.before = {number: signal.signal(number, self.note) for number in HEEDED}
+        self.heed(signal.SIGINT)  # SIGTERM ends the process by itself, even where it waits for others
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """Remember the signal."""
+    def heed(self, number: int) -> None:
+        """Note a kind of signal from now on."""
+        if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
+            self.before.setdefault(number, signal.signal(number, self.note))
+
+    def wait(self) -> None:
+        """Remember signals from now on, instead of obeying them; one that some library has swallowed counts too."""
+        self.patient = True
+        self.heed(signal.SIGTERM)
         if self.number is not None:
+            raise Stopped(self.number)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Remember or obey a signal."""
+        first, self.number = self.number is None, number
+        if not (self.patient and first):
             raise Stopped(number)
-        self.number = number

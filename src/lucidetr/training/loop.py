@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lucidetr.config import ModelCard, TrainConfig
+from lucidetr.conversion.names import Converted
 from lucidetr.conversion.start import start_from
 from lucidetr.criterion.denoising import draw_hints
 from lucidetr.criterion.set_loss import normalisers
@@ -21,15 +21,8 @@ from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import Metrics, evaluate
 from lucidetr.evaluation.detect import detect
 from lucidetr.models.detr import DETR
-from lucidetr.structures import Batch, Hints
-from lucidetr.training.checkpoint import (
-    load_newest_training,
-    load_optimiser,
-    optimiser_tensors,
-    save_model,
-    save_training,
-    write_atomically,
-)
+from lucidetr.structures import Batch
+from lucidetr.training.checkpoint import load_newest_training, save_model, save_training, write_atomically
 from lucidetr.training.clock import Clock, check_length, count_steps, stopwatch
 from lucidetr.training.distributed import (
     ALONE,
@@ -53,12 +46,24 @@ from lucidetr.training.precision import autocast, choose_precision
 from lucidetr.training.preflight import preflight
 from lucidetr.training.progress import ProgressLine, duration
 from lucidetr.training.recompute import recompute
-from lucidetr.training.run_log import NoLog, RunLog, as_it_began, describe_run, prepare_folder, read_metrics
+from lucidetr.training.run_log import (
+    FIRST_SAVE,
+    NoLog,
+    RunLog,
+    as_it_began,
+    check_data,
+    describe_data,
+    describe_run,
+    prepare_folder,
+    read_metrics,
+)
 from lucidetr.training.start import load_start, settle
+from lucidetr.training.state import put_back, training_tensors
 from lucidetr.training.statistics import Recorder, forget_after
 
 FIRST_BATCH = "first-batch.png"
 LOG_EVERY = 10  # optimiser steps between lines of metrics.jsonl
+TERMS = ("classification", "l1", "giou")
 
 
 def train(config: TrainConfig, engine: Engine = FAST) -> Path:
@@ -66,74 +71,101 @@ def train(config: TrainConfig, engine: Engine = FAST) -> Path:
 
     Where torchrun has started several processes, each is a rank of one run.
     """
-    with joined(config.timeout_minutes, config.engine) as ranks, closing(ProgressLine(quiet=not ranks.first)) as line:
-        return Run(config, line, engine, ranks).train()
+    with (
+        Interruption() as interruption,
+        joined(config.timeout_minutes, config.engine) as ranks,
+        closing(ProgressLine(quiet=not ranks.first)) as line,
+    ):
+        return Run(config, line, engine, ranks).train(interruption)
 
 
 class Run:
     """Hold everything that moves during a run."""
 
     def __init__(self, config: TrainConfig, line: ProgressLine, engine: Engine, ranks: Ranks = ALONE):
-        self.line, self.folder, self.engine, self.ranks = line, Path(config.out), engine, ranks
+        self.line, self.engine, self.ranks = line, engine, ranks
+        self.folder, self.asked = Path(config.out), config
         check_length(config)
-        resumes = prepare_folder(self.folder, config)
+        self.resumes = prepare_folder(self.folder, config)
+        start, notes = self.open_data()
+        self.choose_device()
+        self.build_model(start, notes)
+        self.build_around_model()
+        if self.resumes:
+            self.resume()
+        self.open_log()
 
-        asked = config
-        self.train_set, self.val_set, notes = open_training_data(config)
-        with ranks.first_goes_ahead():
-            start = None if resumes else load_start(config)
-        if resumes:
-            config = as_it_began(self.folder, config)
+    def open_data(self) -> tuple[Converted | None, list[str]]:
+        """Open both splits, settle the config; return the weights to start from, and what is worth knowing."""
+        self.train_set, self.val_set, notes = open_training_data(self.asked)
+        with self.ranks.first_goes_ahead():
+            start = None if self.resumes else load_start(self.asked)
+        if self.resumes:
+            self.config = as_it_began(self.folder, self.asked)
+            check_data(self.folder, self.train_set, self.val_set)
         else:
-            config, changes = settle(config, start, self.train_set)
+            self.config, changes = settle(self.asked, start, self.train_set)
             notes += changes
-        self.config = config
-        check_share(config.batch, ranks)
+        check_share(self.config.batch, self.ranks)
+        return start, notes
 
-        self.device = place(config.device, ranks)
-        self.now = stopwatch(config, self.device)
-        self.precision = choose_precision(config.precision, self.device)
+    def choose_device(self) -> None:
+        """Settle where it is computed, in which precision, and what time counts."""
+        self.device = place(self.config.device, self.ranks)
+        self.now = stopwatch(self.config, self.device)
+        self.precision = choose_precision(self.config.precision, self.device)
         self.autocast = autocast(self.precision, self.device)
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
-        torch.manual_seed(config.seed)
-        model = DETR(config.model)
+
+    def build_model(self, start: Converted | None, notes: list[str]) -> None:
+        """Build the model, from trained weights if there are some, and say all that is worth knowing."""
+        torch.manual_seed(self.config.seed)
+        model = DETR(self.config.model)
         if start:
             notes += start_from(model, start.state, start.card, self.train_set.annotations.categories)
-        model, shared = share_batch_norm(model, self.device, ranks)
+        model, shared = share_batch_norm(model, self.device, self.ranks)
         for note in notes + shared:
-            line.say(note)
+            self.line.say(note)
         self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
-        freeze(self.model, config.freeze)
-        if config.recompute:
-            recompute(self.model, config.compile)  # type: ignore[arg-type]
-        if not config.micro_batch:
-            config = self.config = self.fill_memory(config)
-        computing: Any = torch.compile(self.model) if config.compile else self.model
-        self.forward = parallel(computing, ranks)
-        self.optimiser = build_optimiser(self.model, config.optimiser)
-        horizon = config.optimiser.ema
-        self.average = MovingAverage(self.model, horizon) if horizon else None
-        self.clock = Clock(steps=count_steps(config, len(self.train_set)), minutes=config.minutes)
-        self.best, self.saved_at = -1.0, 0.0
-        self.guard = FiniteGuard(self.model, self.device)
-        if resumes:
-            self.resume()
-        self.log: RunLog | NoLog = NoLog()
-        if ranks.first:
-            description = describe_run(config, self.device, self.precision, ranks.size)
-            self.log = RunLog(self.folder, asked, description, self.clock.step)
-            forget_after(self.folder, self.clock.step)
-        looks = config.statistics if ranks.first else 0
-        self.recorder = Recorder(self.folder, config.model, looks, self.clock.looks(looks))
-        self.introduce()
-        if asked.resume:
-            line.say(f"resumed after step {self.clock.step}" if resumes else "nothing to resume: starting at step 0")
+        freeze(self.model, self.config.freeze)
+        if self.config.recompute:
+            recompute(self.model, self.config.compile)  # type: ignore[arg-type]
+        if not self.config.micro_batch:
+            self.config = self.fill_memory(self.config)
+        computing: Any = torch.compile(self.model) if self.config.compile else self.model
+        self.forward = parallel(computing, self.ranks)
 
     def fill_memory(self, config: TrainConfig) -> TrainConfig:
         """Return the config with as many images in a forward pass as fit; on every rank the same, the fewest."""
         annotations, share = self.train_set.annotations, check_share(config.batch, self.ranks)
         fits = fitting_micro_batch(config, self.model, annotations, self.autocast, share)
         return replace(config, micro_batch=min(self.ranks.gather([fits])))
+
+    def build_around_model(self) -> None:
+        """Build what moves with the model: optimiser, average, clock, guard."""
+        config = self.config
+        self.optimiser = build_optimiser(self.model, config.optimiser)
+        horizon = config.optimiser.ema
+        self.average = MovingAverage(self.model, horizon) if horizon else None
+        self.clock = Clock(steps=count_steps(config, len(self.train_set)), minutes=config.minutes)
+        self.best, self.saved_at = -1.0, 0.0
+        self.guard = FiniteGuard(self.model, self.device)
+
+    def open_log(self) -> None:
+        """Begin to write down what happens, and say what is trained."""
+        config, clock, first = self.config, self.clock, self.ranks.first
+        self.log: RunLog | NoLog = NoLog()
+        if first:
+            data = describe_data(self.train_set, self.val_set)
+            description = describe_run(config, self.device, self.precision, self.ranks.size) | {"data": data}
+            self.log = RunLog(self.folder, self.asked, description, clock.step)
+            forget_after(self.folder, clock.step)
+        looks = config.statistics if first else 0
+        self.recorder = Recorder(self.folder, config.model, looks, clock.due(looks))
+        self.introduce()
+        if self.asked.resume:
+            resumed = f"resumed after step {clock.step}"
+            self.line.say(resumed if self.resumes else "nothing to resume: starting at step 0")
 
     def introduce(self) -> None:
         """Say what is trained, on what, and how the batch is cut."""
@@ -146,7 +178,7 @@ class Run:
             f"{cut(config.batch, config.micro_batch, self.ranks)}"
         )
 
-    def train(self) -> Path:
+    def train(self, interruption: Interruption) -> Path:
         """Take optimiser steps until the run is over; evaluate and save on the way."""
         config, clock = self.config, self.clock
         if not clock.step and config.preflight != "off":
@@ -165,19 +197,20 @@ class Run:
             share=self.ranks.share,
         )
         learning_mode(self.model, config.freeze)
-        with Interruption() as interruption, closing(steps):
+        interruption.wait()
+        with closing(steps):
             started = self.now()
             while clock.progress < 1.0:
-                looks_before = clock.looks(config.evaluations)
-                report = self.step(self.receive(steps, interruption))
+                due_before = clock.due(config.evaluations)
+                numbers = self.step(self.receive(steps, interruption))
                 clock.step += 1
                 now = self.now()
-                report["images_per_second"] = config.batch / (now - started)
+                numbers["images_per_second"] = config.batch / (now - started)
                 clock.seconds, stop = self.ranks.agree(clock.seconds + now - started, interruption.number)
                 self.recorder.write(clock.step, clock.seconds)
-                self.report(report)
-                if clock.looks(config.evaluations) > looks_before or clock.progress >= 1.0:
-                    self.look()
+                self.log_step(numbers)
+                if clock.due(config.evaluations) > due_before or clock.progress >= 1.0:
+                    self.evaluate_and_save()
                 elif stop or clock.seconds - self.saved_at > 60 * config.save_minutes:
                     self.save_state()
                 if stop and clock.progress < 1.0:
@@ -208,18 +241,21 @@ class Run:
 
     def step(self, parts: list[Batch]) -> dict[str, Any]:
         """Take one optimiser step over all parts of the batch and return what it was like."""
-        config, recorder = self.config, self.recorder
-        recorder.begin(self.clock.step, self.clock.looks_after_step(config.statistics))
+        config, model, recorder = self.config, self.config.model, self.recorder
+        recorder.begin(self.clock.step, self.clock.due_after_step(config.statistics))
         set_rate(self.optimiser, rate(self.clock.progress, config.optimiser))
         self.ranks.seed_step(config.seed, self.clock.step)
         self.guard.begin()
+
+        # what the sums are divided by; hints take no share of it, their loss comes on top as in DN-DETR
         counts = self.ranks.gather([count for part in parts for count in part.counts.tolist()])
-        groups = config.model.query_groups + (config.model.denoising > 0)
-        norm = normalisers(counts, config.model.num_queries, config.loss, groups)
+        norm = normalisers(counts, model.num_queries, config.loss, model.query_groups)
+
+        # forward and backward, part by part
         losses = []
         for part in parts:
             batch = part.to(self.device, self.dtype)
-            hints = self.hints(batch)
+            hints = draw_hints(batch, model, config.seed, self.clock.step)
             with exchange(self.forward, last=part is parts[-1]):
                 with self.autocast():
                     predictions = self.engine.forward(self.forward, batch, hints)
@@ -227,22 +263,23 @@ class Run:
                 (losses[-1].total * self.ranks.size).backward()  # gradients become the mean over ranks
             recorder.see_predictions(predictions, batch, losses[-1].assignment)
         recorder.see_gradients(self.model)
+
+        # is every number finite?
         learning = [p for p in self.model.parameters() if p.requires_grad]
         gradient = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
         total = torch.stack([loss.total.detach() for loss in losses]).sum()
         if not self.guard.passes(total, gradient, self.ranks):
             return self.skip(parts, total, gradient)
+
+        # clip, step, average
         nn.utils.clip_grads_with_norm_(learning, config.optimiser.clip or float("inf"), gradient)
         self.optimiser.step()
-        recorder.see_update(self.model)
-        recorder.see_matching(parts, [loss.assignment for loss in losses], len(losses[0].l1))
+        recorder.see_step(self.model, parts, losses)
         self.optimiser.zero_grad(set_to_none=True)
         average_batch_norm(self.model, self.ranks)
         if self.average:
             self.average.update(self.model, self.clock.expected_steps)
-        terms = {
-            name: sum(getattr(loss, name).detach() for loss in losses) for name in ("classification", "l1", "giou")
-        }
+        terms = {name: sum(getattr(loss, name).detach() for loss in losses) for name in TERMS}
         return {"loss": total, **terms, "gradient_norm": gradient}
 
     def skip(self, parts: list[Batch], loss: Tensor, gradient: Tensor) -> dict[str, Any]:
@@ -251,43 +288,32 @@ class Run:
         def replay() -> None:
             for part in parts:
                 batch = part.to(self.device, self.dtype)
+                hints = draw_hints(batch, self.config.model, self.config.seed, self.clock.step)
                 with self.autocast():
-                    self.engine.forward(self.model, batch, self.hints(batch))  # type: ignore[arg-type]
+                    self.engine.forward(self.model, batch, hints)  # type: ignore[arg-type]
 
         self.recorder.pass_over()
         images = self.ranks.gather([image for part in parts for image in part.image_ids])
         numbers = {"loss": f"{float(loss):g}", "gradient_norm": f"{float(gradient):g}"}
         return {"skipped": {"images": images, **numbers, **self.guard.undo(replay)}}
 
-    def hints(self, batch: Batch) -> Hints | None:
-        """Return what the hint group starts from, if there is one; the draws depend on step and images alone."""
-        model = self.config.model
-        if not model.denoising:
-            return None
-        seed = np.random.SeedSequence([self.config.seed, self.clock.step, *batch.image_ids]).generate_state(1)
-        generator = torch.Generator().manual_seed(int(seed[0]))
-        return draw_hints(batch, model.num_queries, model.num_classes, model.denoising, generator)
-
-    def report(self, report: dict[str, Any]) -> None:
+    def log_step(self, numbers: dict[str, Any]) -> None:
         """Write a line to the log now and then, and show how the run goes."""
         clock, config = self.clock, self.config
-        if skipped := report.get("skipped"):
+        if skipped := numbers.get("skipped"):
             self.log.write(clock.step, {"skipped": skipped, "seconds": clock.seconds})
             self.line.say(skip_sentence(clock.step, skipped))
             self.guard.stop_if_lost(clock.step)
             return
         if clock.step % LOG_EVERY and clock.step > 1 and clock.progress < 1.0:
             return
-        report |= self.ranks.total({name: report[name] for name in ("loss", "classification", "l1", "giou")})
-        values = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in report.items()}
-        values |= {
-            "lr": self.optimiser.param_groups[-1]["lr"],
-            "epoch": clock.step * config.batch / len(self.train_set),
-            "seconds": clock.seconds,
-        }
+        numbers |= self.ranks.total({name: numbers[name] for name in ("loss", *TERMS)})
+        values = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in numbers.items()}
+        epoch = clock.step * config.batch / len(self.train_set)
+        values |= {"lr": self.optimiser.param_groups[-1]["lr"], "epoch": epoch, "seconds": clock.seconds}
         self.log.write(clock.step, values)
         best = f"AP {self.best:.3f}" if self.best >= 0 else "AP –"
-        last = {name: values[name][-1] for name in ("classification", "l1", "giou")}
+        last = {name: values[name][-1] for name in TERMS}
         self.line.show(
             clock.progress,
             f"step {clock.step}  loss {values['loss']:.3f} (class {last['classification']:.3f}, l1 {last['l1']:.3f}, "
@@ -295,7 +321,7 @@ class Run:
             f"{duration(clock.seconds_left)} left",
         )
 
-    def look(self) -> None:
+    def evaluate_and_save(self) -> None:
         """Evaluate the validation split, then save: the model when it is the best so far, and the training state."""
         config, clock = self.config, self.clock
         shipped = self.average.model if self.average else self.model
@@ -316,9 +342,8 @@ class Run:
             return
         metrics = evaluate(self.val_set.annotations, found)
         numbers = {name: value for name, value in metrics.numbers.items() if value is not None}
-        self.log.write(
-            clock.step, {f"val/{name}": value for name, value in numbers.items()} | {"seconds": clock.seconds}
-        )
+        judged = {f"val/{name}": value for name, value in numbers.items()}
+        self.log.write(clock.step, judged | {"seconds": clock.seconds})
         self.look_for_stall()
         self.save(
             shipped, metrics, ModelCard(config.model, config.images, categories, config.recipe, clock.step, numbers)
@@ -339,6 +364,8 @@ class Run:
 
     def save(self, shipped: nn.Module, metrics: Metrics, card: ModelCard) -> None:
         """Write the last and the best model, the metrics of the best, and what is needed to go on."""
+        if not self.saved_at:
+            write_atomically(self.folder / FIRST_SAVE, b"")
         state = shipped.state_dict()
         save_model(self.folder / "last.safetensors", state, card)
         if metrics.average_precision >= self.best:  # of equals the later: it has learned longer
@@ -353,36 +380,21 @@ class Run:
         self.saved_at = self.clock.seconds
         if not self.ranks.first:
             return
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= optimiser_tensors(self.optimiser)
-        if self.average:
-            tensors |= {f"average.{name}": value for name, value in self.average.model.state_dict().items()}
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = training_tensors(self.model, self.optimiser, self.average, self.device)
         numbers = {"step": self.clock.step, "seconds": self.clock.seconds, "best": self.best}
         numbers["averaged"] = self.average.updates if self.average else 0
         numbers["skipped"] = self.guard.in_a_row
         save_training(self.folder / "checkpoints", self.clock.step, tensors, numbers)
+        (self.folder / FIRST_SAVE).unlink(missing_ok=True)
 
     def resume(self) -> None:
         """Take up the newest checkpoint that can be read."""
         tensors, numbers, notes = load_newest_training(self.folder / "checkpoints")
         for note in notes:
             self.line.say(note)
-        self.model.load_state_dict(part_of(tensors, "model."))
-        load_optimiser(self.optimiser, tensors)
+        put_back(tensors, self.model, self.optimiser, self.average, self.device)
         if self.average:
-            self.average.model.load_state_dict(part_of(tensors, "average."))
             self.average.updates = numbers["averaged"]
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
         self.guard.in_a_row = numbers.get("skipped", 0)
         self.clock.step, self.clock.seconds, self.best = numbers["step"], numbers["seconds"], numbers["best"]
         self.saved_at = self.clock.seconds
-
-
-def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

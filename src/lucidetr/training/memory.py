@@ -68,11 +68,8 @@ def forward(config: TrainConfig, model: nn.Module, part: Batch, precision: Preci
     """Return the loss of a part of a batch with those counts of objects."""
     some, shape = next(model.parameters()), config.model
     batch = part.to(some.device, some.dtype)
-    norm = normalisers(counts, shape.num_queries, config.loss, shape.query_groups + (shape.denoising > 0))
-    own = torch.Generator().manual_seed(config.seed)
-    noise, hints = shape.denoising, None
-    if noise:
-        hints = draw_hints(batch, shape.num_queries, shape.num_classes, noise, own)
+    norm = normalisers(counts, shape.num_queries, config.loss, shape.query_groups)
+    hints = draw_hints(batch, shape, config.seed, step=0)
     with precision():
         predictions = FAST.forward(model, batch, hints)  # type: ignore[arg-type]
     return FAST.loss(predictions, batch, norm, config.loss).total

@@ -1,4 +1,4 @@
-"""Compute features twice to keep them never: memory for time (Chen et al. 2016, sublinear memory cost)."""
+"""Recompute features in the backward pass instead of keeping them (Chen et al. 2016, sublinear memory cost)."""
 
 import functools
 from collections.abc import Iterator

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch
 
 from lucidetr.config import TrainConfig
 from lucidetr.conversion.read import read_json
+from lucidetr.data.dataset import Dataset
 from lucidetr.errors import InputError
 from lucidetr.fields import difference, from_dict, to_dict
 from lucidetr.training.checkpoint import has_card, training_checkpoints, write_atomically
 
 FREE_ON_RESUME = {"resume", "out", "device", "workers", "cache_gb", "save_minutes", "timeout_minutes", "preflight"}
+FIRST_SAVE = "first-save"  # stands in the folder while a run's first models are there and its first checkpoint is not
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "faster-coco-eval")
 
 
@@ -27,11 +30,17 @@ def prepare_folder(folder: Path, config: TrainConfig) -> bool:
     """Make the run's folder, check that it can be written, and say whether there is something to resume.
 
     A run that has saved something is left alone unless it is resumed, and resumed only with the settings that it
-    began with; what does not change its course may differ.
+    began with; what does not change its course may differ. One whose checkpoints were deleted cannot go on.
     """
-    holds = bool(training_checkpoints(folder / "checkpoints")) or has_card(folder)
+    resumes = bool(training_checkpoints(folder / "checkpoints"))
+    holds = resumes or has_card(folder)
     if holds and not config.resume:
         raise InputError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
+    if holds and not resumes and not (folder / FIRST_SAVE).is_file():  # not one that was killed in its first save
+        raise InputError(
+            f"{folder} holds a model but no checkpoint to go on from: choose another --out, "
+            f"or start from it by --weights {folder}"
+        )
     if holds:
         began = from_dict(TrainConfig, read_json(folder / "config.json"))
         changed = {k: v for k, v in difference(config, began).items() if k not in FREE_ON_RESUME}
@@ -45,7 +54,7 @@ def prepare_folder(folder: Path, config: TrainConfig) -> bool:
         probe.unlink()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
-    return holds and bool(training_checkpoints(folder / "checkpoints"))
+    return resumes
 
 
 def as_it_began(folder: Path, config: TrainConfig) -> TrainConfig:
@@ -61,6 +70,37 @@ def trained_as(folder: Path) -> TrainConfig:
 def last_start(folder: Path) -> dict[str, Any]:
     """Return how the run in this folder was started the last time, as `describe_run` says it."""
     return read_json(folder / "run.json", list)[-1]
+
+
+def describe_data(train: Dataset, val: Dataset) -> dict[str, Any]:
+    """Return what a resumed run must find again: the categories in their order, and how many images there are."""
+    categories = train.annotations.categories
+    listed = [[int(key), name] for key, name in zip(categories.ids, categories.names, strict=True)]
+    return {"categories": listed, "training_images": len(train), "validation_images": len(val)}
+
+
+def check_data(folder: Path, train: Dataset, val: Dataset) -> None:
+    """Refuse to resume on other data than the run was on last; a run from before this was noted passes."""
+    now = describe_data(train, val)
+    began = last_start(folder).get("data", now)
+    anew = f"or start anew: another --out, with --weights {folder}"
+    for number, (was, found) in enumerate(zip_longest(began["categories"], now["categories"]), start=1):
+        if was != found:
+            raise InputError(
+                f"{folder} began with other categories: number {number} is {_category(found)}, was {_category(was)} "
+                f"({len(now['categories'])} now, {len(began['categories'])} then); put the old ones back, {anew}"
+            )
+    for name in ("training_images", "validation_images"):
+        if began[name] != now[name]:
+            raise InputError(
+                f"{folder} began with {began[name]} {name.replace('_', ' ')}, now there are {now[name]}: "
+                f"it could not go on as it would have; put the old images back, {anew}"
+            )
+
+
+def _category(entry: list | None) -> str:
+    """Return a category in words."""
+    return f"{entry[1]!r} (id {entry[0]})" if entry else "none"
 
 
 def processor() -> str:

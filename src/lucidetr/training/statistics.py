@@ -85,6 +85,11 @@ class Recorder:
             self.tensors = describe({name: (p, _gradient(p)) for name, p in learning.items()})
             self.before = {name: p.detach().clone() for name, p in learning.items()}
 
+    def see_step(self, model: nn.Module, parts: Sequence[Batch], losses: Sequence[Any]) -> None:
+        """Measure the step that the optimiser took, and note the matching in all its parts: what an engine returned."""
+        self.see_update(model)
+        self.see_matching(parts, [loss.assignment for loss in losses], len(losses[0].l1))
+
     def see_update(self, model: nn.Module) -> None:
         """Measure how far the optimiser's step has moved each parameter, in shares of its norm before."""
         if self.looking:
