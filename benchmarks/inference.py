@@ -8,6 +8,8 @@ Resizing and normalising are timed, decoding files is not. What is found is comp
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from benchmarks.pair import as_transformers, card_of, tiny, untrained
 from lucidetr.boxes import iou
 from lucidetr.config import ImageConfig, ModelCard
 from lucidetr.deployment.detector import Detector, load
+from lucidetr.deployment.export import SUFFIXES, export
 from lucidetr.errors import InputError, did_you_mean
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
@@ -30,12 +33,13 @@ KEPT = 0.5  # boxes are compared whose score is at least this, or half of the be
 
 @dataclass(frozen=True)
 class Way:
-    """Say how a contender computes: precision, by autocast or in the weights, and which compiler."""
+    """Say how a contender computes: precision, by autocast or in the weights; compiled, or from an exported file."""
 
     precision: str = "fp32"
     autocast: bool = False
     compiled: bool = False
     frozen: bool = False
+    exported: str = ""
 
 
 MINE = "lucidetr fp32"
@@ -44,6 +48,9 @@ OURS = {
     "lucidetr bf16": Way("bf16"),
     "lucidetr compiled fp32": Way(compiled=True),
     "lucidetr compiled bf16": Way("bf16", compiled=True),
+    "lucidetr onnx fp32": Way(exported="onnx"),
+    "lucidetr openvino fp32": Way(exported="openvino"),
+    "lucidetr openvino bf16": Way("bf16", exported="openvino"),
 }
 THEIRS = {
     "transformers fp32": Way(),
@@ -54,7 +61,7 @@ THEIRS = {
     "transformers frozen fp32": Way(compiled=True, frozen=True),
     "transformers frozen bf16": Way("bf16", compiled=True, frozen=True),
 }
-EAGER = ",".join(name for name, way in (OURS | THEIRS).items() if not way.compiled)
+EAGER = ",".join(name for name, way in (OURS | THEIRS).items() if not way.compiled and not way.exported)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Options(Common):
     """Time both from uint8 arrays to boxes."""
 
     contenders: str = EAGER
-    """By name, with commas between; all: the compiled ones too, each of which takes minutes of two cores to compile.
+    """By name, with commas between; all: the compiled and exported ones too, which take minutes to make.
     A contender in bf16 is left out where the hardware has none, unless it is named alone."""
     sides: tuple[str, ...] = ("640x640",)
     """Height x width that the model sees."""
@@ -143,8 +150,20 @@ def build(names: Sequence[str], model: DETR, card: ModelCard, device: torch.devi
 
 def ours(way: Way, model: DETR, card: ModelCard, device: torch.device) -> Find:
     """Return our detector."""
-    detector = Detector(model, card, str(device), way.precision, "compile" if way.compiled else "torch")
+    if way.exported:
+        detector = through_a_file(way, model, card)
+    else:
+        detector = Detector(model, card, str(device), way.precision, "compile" if way.compiled else "torch")
     return lambda pictures: detector.detect([detector.prepare(picture) for picture in pictures])
+
+
+def through_a_file(way: Way, model: DETR, card: ModelCard) -> Detector:
+    """Return the detector that an exported file makes, which runs on the CPU."""
+    pictures = [torch.from_numpy(picture).permute(2, 0, 1).contiguous() for picture in random_pictures(1)]
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / f"model{SUFFIXES[way.exported]}"
+        export(model.cpu(), card, way.exported, file, pictures, "noise")
+        return load(file, precision=way.precision)
 
 
 def theirs(way: Way, model: DETR, card: ModelCard, device: torch.device) -> Find:
