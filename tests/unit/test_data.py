@@ -89,7 +89,7 @@ def test_what_cannot_be_decoded_names_the_file(tmp_path):
 def test_a_bomb_is_refused_by_its_header(tmp_path):
     path = tmp_path / "bomb.png"
     Image.new("1", (12_000, 12_000)).save(path)
-    with pytest.raises(InputError, match="12000 × 12000 pixels are more than 100,000,000"):
+    with pytest.raises(InputError, match="12000 × 12000 is more than 100,000,000 pixels"):
         read_image(path)
 
 
