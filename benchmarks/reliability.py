@@ -127,7 +127,26 @@ def stop(folder: Path, seed: int, number: int) -> str:
     return str(dict(import_module("learning.test_signals").signals(folder, seed, number)))
 
 
-KINDS = {"kills": kill, "damages": damage, "fuzz": mutate, "sets": compare, "signals": stop}
+def plant(folder: Path, seed: int, number: int) -> str:
+    """Plant numbers that are not finite."""
+    return str(dict(import_module("learning.test_guards").plant_at_random(folder, seed, number)))
+
+
+def repeat(folder: Path, seed: int, number: int) -> str:
+    """Train again and again with one seed."""
+    import_module("learning.test_run").twice(folder, seed, number)
+    return "bit by bit the same"
+
+
+KINDS = {
+    "kills": kill,
+    "damages": damage,
+    "fuzz": mutate,
+    "sets": compare,
+    "signals": stop,
+    "planted": plant,
+    "seeded": repeat,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -1,8 +1,10 @@
 """Whole runs with numbers planted in them that are not finite: as if those steps had not been."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,9 +30,10 @@ def newest_state(run):
 
 
 class Planting:
-    """Be the fast engine, but for the numbers that PLANTED says."""
+    """Be the fast engine, but for the numbers that are planted."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, places=PLANTED, number=NAN):
+        self.places, self.number = places, number
         self.step, self.part, original = -1, 0, loop.Run.step
 
         def counted(run, parts):
@@ -41,14 +44,14 @@ class Planting:
         self.engine = Engine(self.forward, self.loss)
 
     def planted(self, what):
-        return PLANTED.get(self.step) == (self.part % 2, what)
+        return self.places.get(self.step) == (self.part % 2, what)
 
     def forward(self, model, batch, hints):
         if self.planted("images"):
-            batch = replace(batch, images=batch.images * NAN)
+            batch = replace(batch, images=batch.images * self.number)
         predictions = FAST.forward(model, batch, hints)
-        logits = predictions.logits * NAN if self.planted("logits") else predictions.logits
-        if self.planted("gradient"):
+        logits = predictions.logits * self.number if self.planted("logits") else predictions.logits
+        if self.planted("gradient") and logits.requires_grad:  # not where a step is replayed to find the cause
             logits.register_hook(lambda gradient: gradient * float("inf"))
         return replace(predictions, logits=logits)
 
@@ -56,7 +59,7 @@ class Planting:
         self_loss = self.planted("loss")
         self.part += 1
         losses = FAST.loss(predictions, batch, norm, config)
-        return replace(losses, total=losses.total * NAN) if self_loss else losses
+        return replace(losses, total=losses.total * self.number) if self_loss else losses
 
 
 def test_a_step_that_is_not_finite_leaves_the_run_as_if_it_had_not_been(tmp_path, monkeypatch):
@@ -111,6 +114,48 @@ def test_a_step_that_is_not_finite_leaves_the_run_as_if_it_had_not_been(tmp_path
         cut = loop.train(with_batch_norm(tmp_path / "cut", resume=True), planting.engine)
     c = newest_state(cut)
     assert [name for name in a if not torch.equal(a[name], c[name])] == []
+
+
+LONG = 20  # steps of a run with numbers planted at random
+
+
+def plant_at_random(folder, seed, number):
+    """Plant so many numbers in runs of LONG steps, look at everything that moves after each, and count their kinds.
+
+    The images of each step that was passed over must be those of its batch, and no others may be named.
+    """
+    random, kinds = np.random.default_rng(seed), Counter()
+    while kinds.total() < number:
+        steps = random.choice(LONG, size=min(int(random.integers(1, 10)), number - kinds.total()), replace=False)
+        what = ("loss", "logits", "images", "gradient")
+        places = {int(step): (int(random.integers(2)), str(random.choice(what))) for step in sorted(steps)}
+        batches, step_of = [], loop.Run.step
+
+        def watched(run, parts, step_of=step_of, batches=batches, places=places):
+            batches.append([image for part in parts for image in part.image_ids])
+            numbers = step_of(run, parts)
+            moving = [*run.model.state_dict().values(), *run.average.model.state_dict().values()]
+            moving += [value for state in run.optimiser.state.values() for value in state.values()]
+            assert all(value.isfinite().all() for value in moving), (seed, run.clock.step, places)
+            return numbers
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop.Run, "step", watched)
+            planting = Planting(patch, places, float(random.choice([NAN, float("inf"), -float("inf")])))
+            config = with_batch_norm(folder / str(kinds.total()))
+            run = loop.train(replace(config, steps=LONG, evaluations=1, statistics=0), planting.engine)
+        skipped = {line["step"] - 1: line["skipped"]["images"] for line in read_metrics(run) if "skipped" in line}
+        assert skipped == {step: batches[step] for step in places}, (seed, places)
+        kinds.update(kind for _, kind in places.values())
+    return kinds
+
+
+SIZES = [(0, 3), pytest.param(1, 30, marks=pytest.mark.slow), pytest.param(2, 200, marks=pytest.mark.record)]
+
+
+@pytest.mark.parametrize(("seed", "number"), SIZES, ids=["3", "30", "200"])
+def test_whatever_is_not_finite_reaches_no_weight_and_its_batch_is_named(tmp_path, seed, number):
+    assert plant_at_random(tmp_path, seed, number).total() == number
 
 
 def test_a_stalled_run_says_so_once(tmp_path, monkeypatch, capsys):

@@ -65,6 +65,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, monkeypa
     assert len(json.loads((cut / "run.json").read_text())) == 2
 
 
+def twice(folder, seed, number):
+    """Train so many times with one seed, with 0, 2 and 4 workers in turn; all must leave the same. Return how many."""
+    first = loop.train(tiny(folder / "first", seed=seed))
+    expected = newest_state(first)
+    for i in range(number):
+        again = loop.train(tiny(folder / str(i), seed=seed, workers=(2, 4, 0)[i % 3]))
+        found = newest_state(again)
+        assert [name for name in expected if not torch.equal(found[name], expected[name])] == [], (seed, i)
+        assert without_time(read_metrics(again)) == without_time(read_metrics(first))
+    return number
+
+
+SIZES = [(0, 1), pytest.param(1, 6, marks=pytest.mark.slow), pytest.param(2, 20, marks=pytest.mark.record)]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize(("seed", "number"), SIZES, ids=["1", "6", "20"])
+def test_one_seed_gives_one_run_whoever_reads_the_pictures(tmp_path, seed, number):
+    assert twice(tmp_path, seed, number) == number
+
+
 def test_resume_without_a_checkpoint_starts_at_zero(tmp_path):
     run = loop.train(tiny(tmp_path / "new", resume=True, steps=2))
     assert read_metrics(run)[-1]["step"] == 2
