@@ -1,6 +1,7 @@
 """Run the tests of docs/reliability.md at any size and seed, and keep what came of it.
 
     python -m benchmarks.reliability --kills 500 --damages 10000 --fuzz 200000 --sets 20000 --signals 200
+    python -m benchmarks.reliability --planted 200 --seeded 20
 
 Each number is of cases of its kind; what is not named is not run. `--fuzz` is the number of mutated files of each kind:
 pictures, and COCO, VOC and YOLO annotations for training's readers and for the doctor's.
@@ -39,6 +40,10 @@ class Options:
     """Random data sets evaluated here and by pycocotools."""
     signals: int = 0
     """Runs stopped by Ctrl-C or SIGTERM in every phase, and taken up again."""
+    planted: int = 0
+    """Numbers that are not finite, planted in steps."""
+    seeded: int = 0
+    """Runs of one seed, with 0, 2 and 4 workers."""
     seed: int = 0
 
 
