@@ -280,11 +280,11 @@ def test_ablations_say_where_the_sign_agrees(tmp_path, monkeypatch):
     page = ablations.study(tmp_path, PLAN).read_text()
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.splitlines() if row.startswith("|")]
     cells = {first: rest for first, *rest in rows}
-    assert cells["no encoder layer"][1:] == ["-3.9", "Table 2, 0 for 6", "-10.0 ± 0.0", "yes"]
-    assert cells["three, for none"][3:] == ["+5.0 ± 0.0", "yes"]
-    assert cells["two encoder layers, for none"][1:] == ["–", "not in the paper", "+10.0 ± 0.0", ""]
-    assert cells["no position of cells"][3:] == ["+10.0 ± 0.0", "no"]
-    assert cells["no L1 in loss and cost"][3:] == ["+0.0 ± 0.0", "not told apart"]
+    assert cells["no encoder layer"][2:] == ["-3.9", "Table 2, 0 for 6", "-10.0 ± 0.0", "yes"]
+    assert cells["three, for none"][4:] == ["+5.0 ± 0.0", "yes"]
+    assert cells["two encoder layers, for none"][2:] == ["–", "not in the paper", "+10.0 ± 0.0", ""]
+    assert cells["no position of cells"][4:] == ["+10.0 ± 0.0", "no"]
+    assert cells["no L1 in loss and cost"][4:] == ["+0.0 ± 0.0", "not told apart"]
     assert "The sign is the other: 1 of 10 rows (no-position)." in page
 
 

@@ -97,7 +97,7 @@ def all_aps(trained: dict[str, list[Result]]) -> dict[str, list[float]]:
 
 def table(trained: dict[str, list[Result]]) -> str:
     """Return each change with the paper's difference, ours, and whether they agree."""
-    head = ["change", "AP", "paper, points", "its place", "ours, points", "same sign"]
+    head = ["change", "steps", "AP", "paper, points", "its place", "ours, points", "same sign"]
     rows = []
     for row in ROWS:
         ours = differences(row, trained)
@@ -105,6 +105,7 @@ def table(trained: dict[str, list[Result]]) -> str:
         rows.append(
             [
                 row.says,
+                ", ".join(str(run.steps) for run in trained[row.name]) or "–",
                 spread(aps(trained[row.name])),
                 paper,
                 "" if row.name == "base" else row.source,
