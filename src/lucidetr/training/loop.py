@@ -76,7 +76,9 @@ def train(config: TrainConfig, engine: Engine = FAST) -> Path:
         joined(config.timeout_minutes, config.engine) as ranks,
         closing(ProgressLine(quiet=not ranks.first)) as line,
     ):
-        return Run(config, line, engine, ranks).train(interruption)
+        run = Run(config, line, engine, ranks)
+        with closing(run.log):
+            return run.train(interruption)
 
 
 class Run:
@@ -218,7 +220,6 @@ class Run:
                     self.line.say(f"stopped and saved after step {clock.step}; --resume goes on from there")
                     raise Stopped(stop)
                 started = self.now()
-        self.log.close()
         self.line.say(
             f"done: {clock.step} steps in {duration(clock.seconds)} of training, best AP {self.best:.3f}; "
             f"the model is {self.folder / 'best.safetensors'}"
@@ -382,8 +383,7 @@ class Run:
             return
         tensors = training_tensors(self.model, self.optimiser, self.average, self.device)
         numbers = {"step": self.clock.step, "seconds": self.clock.seconds, "best": self.best}
-        numbers["averaged"] = self.average.updates if self.average else 0
-        numbers["skipped"] = self.guard.in_a_row
+        numbers |= {"averaged": self.average.updates if self.average else 0, "skipped": self.guard.in_a_row}
         save_training(self.folder / "checkpoints", self.clock.step, tensors, numbers)
         (self.folder / FIRST_SAVE).unlink(missing_ok=True)
 
