@@ -25,8 +25,8 @@ from lucidetr.training.checkpoint import (
     check_training,
     load_model,
     load_newest_training,
+    packed,
     save_model,
-    save_tensors,
     save_training,
     training_checkpoints,
     write_atomically,
@@ -354,7 +354,7 @@ def test_every_bit_of_a_tensor_counts_and_the_message_says_what_to_do(tmp_path):
 
 def test_models_from_before_there_were_seals_load(tmp_path):
     path = tmp_path / "old.safetensors"
-    save_tensors(path, {"a": torch.ones(4)}, {"card": json.dumps(to_dict(CARD), indent=2)})
+    write_atomically(path, packed({"a": torch.ones(4)}, {"card": json.dumps(to_dict(CARD), indent=2)}))
     state, card = load_model(path)
     assert card == CARD
     assert torch.equal(state["a"], torch.ones(4))
@@ -382,8 +382,9 @@ def test_a_manifest_that_is_none_is_damage(tmp_path, text):
 
 def test_checkpoints_older_than_manifests_load_and_say_so(tmp_path):
     for step in (1, 2):
-        save_tensors(
-            tmp_path / f"step-0000000{step}.safetensors", {"a": torch.zeros(1)}, {"state": f'{{"step": {step}}}'}
+        write_atomically(
+            tmp_path / f"step-0000000{step}.safetensors",
+            packed({"a": torch.zeros(1)}, {"state": f'{{"step": {step}}}'}),
         )
     _, state, notes = load_newest_training(tmp_path)
     assert state == {"step": 2}

@@ -16,10 +16,11 @@ from lucidetr.recipes import recipe
 from lucidetr.training.checkpoint import (
     load_model,
     load_newest_training,
+    packed,
     save_model,
-    save_tensors,
     save_training,
     training_checkpoints,
+    write_atomically,
 )
 from lucidetr.training.ema import MovingAverage
 from lucidetr.training.loop import Clock, check_length, count_steps
@@ -208,17 +209,17 @@ def test_files_that_are_no_model_say_so(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      trailing")
     with pytest.raises(InputError, match=r"a\.safetensors: not a readable safetensors file"):
         load_model(tmp_path / "a.safetensors")
-    save_tensors(tmp_path / "b.safetensors", {"a": torch.zeros(1)}, {})
+    write_atomically(tmp_path / "b.safetensors", packed({"a": torch.zeros(1)}, {}))
     with pytest.raises(InputError, match="carry no lucidetr card"):
         load_model(tmp_path / "b.safetensors")
-    save_tensors(tmp_path / "c.safetensors", {"a": torch.zeros(1)}, {"card": '{"schema": 99}'})
+    write_atomically(tmp_path / "c.safetensors", packed({"a": torch.zeros(1)}, {"card": '{"schema": 99}'}))
     with pytest.raises(InputError, match="written by a newer lucidetr"):
         load_model(tmp_path / "c.safetensors")
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
-    save_tensors(path, {"a": torch.zeros(2)}, {})
+    write_atomically(path, packed({"a": torch.zeros(2)}, {}))
     before = path.read_bytes()
 
     def full(*_):
@@ -226,7 +227,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypat
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"a\.safetensors: cannot be written \(No space left on device\)"):
-        save_tensors(path, {"a": torch.ones(2)}, {})
+        write_atomically(path, packed({"a": torch.ones(2)}, {}))
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 

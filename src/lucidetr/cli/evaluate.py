@@ -138,7 +138,7 @@ def own_data(options: Options, folder: Path) -> bool:
 
 def trained_on(folder: Path) -> str:
     """Return what --data was when the run was trained, nothing when that is not known."""
-    from lucidetr.training.run_log import read_json
+    from lucidetr.conversion.read import read_json
 
     config = folder / "config.json"
     return read_json(config).get("data", "") if config.is_file() else ""
@@ -156,9 +156,9 @@ def slug(data: str, split: str) -> str:
 def open_split(options: Options, folder: Path) -> tuple["Dataset", list[str]]:
     """Return the split that was asked for, of the run's own data as the run had it, and what to know of it."""
     from lucidetr.config import TrainConfig
+    from lucidetr.conversion.read import read_json
     from lucidetr.data.dataset import open_coco, open_dataset, open_training_data
     from lucidetr.fields import from_dict
-    from lucidetr.training.run_log import read_json
 
     if options.json:
         return open_coco(Path(options.json), Path(options.images) if options.images else None, options.bad_boxes), []

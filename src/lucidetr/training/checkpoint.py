@@ -33,11 +33,6 @@ PAUSE = 1.0  # seconds
 UNSEALED = "0" * 64  # where a model's SHA-256 will stand
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a file beside its place, then move it there: a reader finds the old one or the new one, never half."""
-    write_atomically(path, packed(tensors, metadata))
-
-
 def packed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """Return the bytes of a safetensors file."""
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)

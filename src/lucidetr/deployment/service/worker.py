@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lucidetr.config import TrainConfig
+from lucidetr.conversion.read import read_json
 from lucidetr.data.dataset import has_split, open_dataset, open_training_data
 from lucidetr.data.decoding import from_pillow, refuse_by_header
 from lucidetr.data.preprocessing import Sample as Resized
@@ -31,7 +32,6 @@ from lucidetr.errors import InputError
 from lucidetr.fields import from_dict, to_dict
 from lucidetr.models.detr import DETR
 from lucidetr.structures import Detections
-from lucidetr.training.run_log import read_json
 
 # no reader of Pillow's that starts a program (EPS) or is rarely met
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
