@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 SHORT = ("inference", "training", "peaks", "parts", "growth", "large_data", "service", "recording")
-NAMES = (*SHORT, "time_to_ap", "reliability", "service_soak", "table")  # but for table, these may take hours
+NAMES = (*SHORT, "time_to_ap", "reliability", "service_soak", "exports", "table")  # but for table, these may take hours
 WITHOUT_OPTIONS = ("recording",)
 
 

@@ -152,6 +152,19 @@ def large_data(lines: Sequence[Line]) -> str:
     return markdown(["", "measured", "at most"], rows)
 
 
+def exports(lines: Sequence[Line]) -> str:
+    """Return how far each recipe's files are from its model, and their size."""
+    rows = []
+    for line in lines:
+        name = line["settings"]["recipe"]
+        for form, row in line["files"].items():
+            numbers = [f"{row[key]:.1e}" for key in ("logits", "boxes", "scores")]
+            shown = f"{row['shapes_logits']:.1e}, {row['shapes_boxes']:.1e}" if "shapes_logits" in row else ""
+            rows.append([name, str(line["side"]), form, *numbers, f"{row['bytes'] / 1e6:.1f} MB", shown])
+            name = ""
+    return markdown(["recipe", "side", "file", "logits", "boxes", "scores", "size", "noise: logits, boxes"], rows)
+
+
 TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "inference": inference,
     "training": training,
@@ -159,4 +172,5 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "parts": parts,
     "growth": growth,
     "large_data": large_data,
+    "exports": exports,
 }

@@ -4,6 +4,7 @@ import json
 from importlib import import_module
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -114,6 +115,18 @@ def test_growth(bench):
     assert [line["settings"]["axis"] for line in lines] == ["side", "objects", "queries", "batch"]
     assert list(lines[0]["rows"]) == ["64", "96"]
     assert "| lucid-s, side 96 |" in table(lines, "growth")
+
+
+@pytest.mark.slow
+def test_exports(bench, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a traced graph has symbols for numbers
+    (line,) = bench("exports", "--quick", "--recipes", "lucid-xs", "--shapes", "3")
+    assert line["side"] == 64
+    assert list(line["files"]) == ["onnx", "openvino", "torch"]
+    for row in line["files"].values():
+        assert row["bytes"] > 1e5
+        assert max(row[name] for name in ("logits", "boxes", "scores", "shapes_logits", "shapes_boxes")) <= 1e-4
+    assert "| lucid-xs | 64 | onnx |" in table([line], "exports")
 
 
 def test_large_data(bench, monkeypatch, tmp_path):
