@@ -41,6 +41,38 @@ def test_every_value_is_read_as_json_reads_it(tmp_path_factory, values, rest, in
     assert all(len(items) == 2 for _, items in blocks[:-1])
 
 
+OBJECTS = st.dictionaries(
+    st.sampled_from(["a", "},{", "b"]), st.sampled_from([1, "},{", "}, {", [{}, {}], [{"c": 2}, {"d": "]"}], {"e": {}}])
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    values=st.lists(OBJECTS, max_size=20),
+    indent=st.sampled_from([None, 0, 3]),
+    window=st.integers(1, 300),
+    tail=st.integers(1, 300),
+)
+def test_objects_are_read_as_json_reads_them(tmp_path_factory, values, indent, window, tail):
+    """Many at once, even where what ends an object stands in a text or inside another object."""
+    path = tmp_path_factory.mktemp("long") / "long.json"
+    content = {"long": values, "after": values}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_json, "TAIL", tail)
+        found, _ = read(path, json.dumps(content, indent=indent), window=window)
+    assert found == content
+
+
+def test_a_window_is_decoded_at_once(tmp_path, monkeypatch):
+    decoded = []
+    decode = json.JSONDecoder.decode
+    monkeypatch.setattr(json.JSONDecoder, "decode", lambda self, text: decoded.append(text) or decode(self, text))
+    text = json.dumps({"long": [{"id": number} for number in range(1000)]})
+    found, _ = read(tmp_path / "many.json", text, window=2000)
+    assert len(found["long"]) == 1000
+    assert 0.9 * len(text) < sum(map(len, decoded)) < 1.1 * len(text)
+
+
 @pytest.mark.parametrize("window", range(1, 12))
 @pytest.mark.parametrize("number", ["0.0", "-12.5e+3", "1E5", "true", '"a"', "[1.5]"])
 def test_a_value_that_the_window_cuts_is_read_whole(tmp_path, number, window):

@@ -3,14 +3,14 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 BLOCK = 10_000  # items
 WINDOW = 1 << 20  # characters
 SPACE = re.compile(r"[ \t\n\r]*")
-COMMA = re.compile(r"[ \t\n\r]*,")
+BETWEEN = re.compile(r"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")  # two objects of a list
+TAIL = 1 << 16  # characters of a window in which its last object begins, as a rule
 ENDS = " \t\n\r,:]}"  # what may follow a value
 # a list of lists of numbers, whole: three quarters of COCO's own file, and nobody reads them
 OUTLINE = re.compile(r'"segmentation"\s*:\s*\[\s*(?:\[[^][{}"]*\][\s,]*)*\]')
@@ -40,12 +40,14 @@ class Window:
 
     def __init__(self, file: TextIO, decoder: json.JSONDecoder):
         self.file, self.decoder, self.text, self.at = file, decoder, "", 0
+        self.new = False  # whether nothing of this window was passed yet
 
     def more(self) -> bool:
         """Read on, twice as far where one value fills the window; say whether there was more."""
         piece = self.file.read(max(WINDOW, len(self.text) - self.at))
         if piece:
             self.text, self.at = OUTLINE.sub('"segmentation":0', self.text[self.at :] + piece), 0
+            self.new = True
         return bool(piece)
 
     def symbol(self) -> str:
@@ -117,15 +119,25 @@ class Window:
             return
         more = True
         while more:
-            self.symbol()
-            item, comma = None, None
-            with suppress(json.JSONDecodeError):
-                item, end = self.decoder.raw_decode(self.text, self.at)
-                comma = COMMA.match(self.text, end)
-            if comma:  # so the item is whole: all but the last of a window and of the list
-                self.at = comma.end()
-                yield item
-            else:
-                yield self.value()
-                more = self.passes(",")
+            yield from self.whole_items()
+            yield self.value()
+            more = self.passes(",")
         self.must_pass("]")
+
+    def whole_items(self) -> list[Any]:
+        """Pass and return the objects that a new window holds, but for the last; none where they are not plain to see.
+
+        Decoding them at once takes half the time of one by one.
+        """
+        tail = max(self.at, len(self.text) - TAIL)
+        ends = [found.span() for found in BETWEEN.finditer(self.text, tail)] if self.new else []
+        self.new = False
+        if not ends:
+            return []
+        bracket, following = ends[-1]
+        try:
+            items = self.decoder.decode(f"[{self.text[self.at : bracket + 1]}]")
+        except json.JSONDecodeError:  # the list ends in this window, or that bracket stands inside an object
+            return []
+        self.at = following
+        return items
