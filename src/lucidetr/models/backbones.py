@@ -1,6 +1,7 @@
 """ResNets that turn pixels into features (He et al. 2015; DETR, section 3.2 and A.4).
 
-A bottleneck strides in its 3×3 convolution, as torchvision's pretrained weights expect.
+A bottleneck strides in its 3×3 convolution, as torchvision's pretrained weights expect. What a norm returns is needed
+once, so it is rectified and summed in place: a tenth of a prediction's time on a CPU was spent on moving copies of it.
 """
 
 from collections.abc import Callable
@@ -56,9 +57,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h2 w2"]:
         """Return relu(shortcut(x) + two convolutions of x)."""
-        y = F.relu(normed(self.conv1, self.norm1, x))
+        y = F.relu(normed(self.conv1, self.norm1, x), inplace=True)
         y = normed(self.conv2, self.norm2, y)
-        return F.relu(y + self.shortcut(x))
+        y += self.shortcut(x)
+        return F.relu(y, inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -79,10 +81,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h2 w2"]:
         """Return relu(shortcut(x) + three convolutions of x)."""
-        y = F.relu(normed(self.conv1, self.norm1, x))
-        y = F.relu(normed(self.conv2, self.norm2, y))
+        y = F.relu(normed(self.conv1, self.norm1, x), inplace=True)
+        y = F.relu(normed(self.conv2, self.norm2, y), inplace=True)
         y = normed(self.conv3, self.norm3, y)
-        return F.relu(y + self.shortcut(x))
+        y += self.shortcut(x)
+        return F.relu(y, inplace=True)
 
 
 class Stem(nn.Module):
@@ -95,7 +98,8 @@ class Stem(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channel h w"]:
         """Return features at stride 4."""
-        return F.max_pool2d(F.relu(normed(self.conv, self.norm, images)), kernel_size=3, stride=2, padding=1)
+        x = F.relu(normed(self.conv, self.norm, images), inplace=True)
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
 DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {

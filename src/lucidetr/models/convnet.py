@@ -24,7 +24,7 @@ class Halving(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h2 w2"]:
         """Return relu(norm(conv(x)))."""
-        return F.relu(normed(self.conv, self.norm, x))
+        return F.relu(normed(self.conv, self.norm, x), inplace=True)
 
 
 class ConvStage(nn.Module):

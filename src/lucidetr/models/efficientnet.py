@@ -83,7 +83,7 @@ class ConvNormReLU(ConvNorm):
 
     def forward(self, x: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h2 w2"]:
         """Return relu6(norm(conv(x)))."""
-        return F.relu6(super().forward(x))
+        return F.relu6(super().forward(x), inplace=True)
 
 
 class InvertedBottleneck(nn.Module):
