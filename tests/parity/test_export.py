@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 
 import jaxtyping
 import numpy as np
@@ -240,10 +241,19 @@ def test_a_file_that_disagrees_is_not_written(form, exported, tmp_path, monkeypa
     with pytest.raises(InputError, match="not written, the file and the model differ"):
         export(changed, card, form, out, pictures, "noise")
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(exporting, "version", without_openvino)
     parity = export(model, card, form, out, pictures, "noise")
     assert max(parity.logits, parity.boxes, parity.scores) <= ALLOWED
+    assert set(parity.versions) == {"torch"} | ({"onnx", "onnxscript", "onnxruntime"} if form != "torch" else set())
     weights = {"model.bin"} if form == "openvino" else set()
     assert {file.name for file in tmp_path.iterdir()} == {out.name, f"{out.name}.parity.json"} | weights
+
+
+def without_openvino(name):
+    """Return a package's version as if openvino were not installed."""
+    if name == "openvino":
+        raise PackageNotFoundError(name)
+    return version(name)
 
 
 def test_the_command(exported, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lucidetr.cli import VERBS
+from lucidetr.cli.evaluate import Options, own_data
 from lucidetr.recipes import DETR_XS, LADDER, RECIPES
 from lucidetr.studies import ladder
 from run_tools import tiny
@@ -75,6 +77,16 @@ def test_a_mistake_is_one_line_and_status_2_in_a_process_of_its_own():
     assert done.stderr == f"lucidetr: unknown verb trian: did you mean train? Known: {known}\n"
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["export", "--help"]])
+def test_who_reads_no_further_is_told_nothing(arguments):
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "lucidetr", *arguments]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_version():
     assert lucidetr("--version").strip() == "0.1.0"
 
@@ -112,6 +124,11 @@ def test_version():
         (["study", "ladder"], "--out"),
         (["study", "lader", "--out", "x"], "invalid choice 'lader'"),
         (["study", "ladder", "--out", "x", "--part", "3/2"], "--part 3/2: expected for example 1/2"),
+        (["study", "ladder", "--out", "x", "--part", "²/3"], "--part ²/3: expected for example 1/2"),
+        (["inspect", "empty", "--images", "3,²"], "--images 3,²: ² is no image id"),
+        (["data", "sample", TINY, "x.png", "--seed", "-1"], "--seed = -1: choose at least 0"),
+        (["data", "sample", TINY, "x.png", "--images", "0"], "--images = 0: choose at least 1"),
+        (["data", "split", TINY, "x", "--seed", "-1"], "--seed = -1: choose at least 0"),
         (["study", "ladder", "--out", "x", "--part", "half"], "--part half: expected for example 1/2"),
         (["study", "ladder", "--out", "x", "--minutes", "0"], "--minutes 0"),
         (["demo", "--out", "full"], "not an earlier demo"),
@@ -193,7 +210,9 @@ def test_a_split_set_aside_can_be_evaluated_and_other_data_take_no_ones_place(tr
     assert json.loads((run / "metrics-val.json").read_bytes()) == json.loads(own)
     assert json.loads((run / "metrics-set-val.json").read_text())["images"] == 4
     (run / "thresholds.json").write_text("of the best model")
-    lucidetr("eval", run / "last.safetensors")
+    (run / "last.safetensors.thresholds.json").write_text("of an earlier one")
+    said = lucidetr("eval", run / "last.safetensors")
+    assert (run / "last.safetensors.thresholds.json").is_file() == ("best threshold: none" not in said)
     assert json.loads((run / "metrics-last-val.json").read_text())["images"] == 2
     assert json.loads((run / "metrics-val.json").read_bytes()) == json.loads(own)
     assert (run / "thresholds.json").read_text() == "of the best model"
@@ -206,7 +225,21 @@ def test_files_can_be_named_one_by_one(trained, tmp_path):
     lucidetr("train", "detr-xs", *files, "--out", tmp_path / "run", "--steps", 1, *SMALL)
     assert "4 images" in lucidetr("eval", tmp_path / "run", "--json", root / "set" / "annotations" / "val.json")
     assert "4 images" in lucidetr("eval", tmp_path / "run")
+    (tmp_path / "run" / "thresholds.json").write_text("of its own data")
     lucidetr("eval", tmp_path / "run", "--data", root / "set" / "annotations" / "val.json")
+    assert (tmp_path / "run" / "thresholds.json").read_text() == "of its own data"
+
+
+def test_a_run_knows_its_own_data_however_they_are_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text('{"data": "scenes"}')
+    for data in ("", "scenes", "scenes/", "./scenes", str(tmp_path / "scenes")):
+        assert own_data(Options("run", data=data), tmp_path)
+    for options in (Options("run", data="other/scenes"), Options("run", data="scenes", json="other.json")):
+        assert not own_data(options, tmp_path)
+    (tmp_path / "config.json").write_text('{"data": ""}')
+    assert own_data(Options("run"), tmp_path)
+    assert not own_data(Options("run", data="."), tmp_path)
 
 
 def test_drawing_never_overwrites_the_picture(trained):

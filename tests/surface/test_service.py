@@ -33,7 +33,7 @@ from lucidetr.deployment.service.keeper import Keeper
 from lucidetr.deployment.service.limits import Uploads, picture_of
 from lucidetr.deployment.service.messages import Answer, Job, Sample, Settings
 from lucidetr.deployment.service.metrics import Metrics
-from lucidetr.deployment.service.worker import answers
+from lucidetr.deployment.service.worker import answers, gather
 from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
@@ -490,6 +490,31 @@ def test_where_queries_usually_look_is_computed_once_for_all_that_ask_at_once(mo
 
     assert [answer.body for answer in asyncio.run(all_at_once())] == [b"{}"] * 5
     assert asked == ["usual"]
+
+
+def test_sample_pictures_are_such_as_it_takes(run, pictures, tmp_path):
+    (tmp_path / "val").mkdir()
+    (tmp_path / "annotations").mkdir()
+    bodies = {"a.png": pictures[0], "large.png": png(np.zeros((200, 200, 3), np.uint8))}
+    with io.BytesIO() as file:
+        Image.new("RGB", (96, 96)).save(file, "JPEG2000")
+        bodies["odd.jpg"] = file.getvalue()
+    images = []
+    for number, (name, body) in enumerate(bodies.items(), start=1):
+        (tmp_path / "val" / name).write_bytes(body)
+        side = 200 if name == "large.png" else 96
+        images.append({"id": number, "file_name": name, "width": side, "height": side})
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps(content))
+    settings = Settings(str(run), data=str(tmp_path), max_megapixels=0.01)
+    near, far = multiprocessing.Pipe()
+    with near, far:
+        gather(far, settings)
+        samples, note = near.recv()
+    assert [sample.name for sample in samples] == ["a.png"]
+    assert note.startswith("the sample picture odd.jpg was left out: not a picture that can be read")
+    ((_, answer),) = answers(load(run), [Job("usual", tuple(sample.body for sample in samples))], settings)
+    assert answer.status == 200
 
 
 @pytest.mark.parametrize(("pause", "done"), [(0.2, 4), (0.9, 0)])

@@ -102,6 +102,12 @@ def test_nothing_is_written_into_the_data_set(tmp_path, option):
     assert not (data / "train" / "report.png").exists()
 
 
+@pytest.mark.parametrize("name", ["sheet.pdfx", "sheet"])
+def test_a_sheet_that_is_no_picture_is_refused_before_the_work(tmp_path, name):
+    said = lucidetr("doctor", plant(tmp_path / "data"), "--sheet", tmp_path / name, status=2)
+    assert "give the sheet a name that ends in one of .png" in said.splitlines()[0]
+
+
 def test_a_sound_set_has_a_page_without_pictures(tmp_path):
     lucidetr("data", "convert", "generated:digits?train=4&val=2&size=64", tmp_path / "set", "--to", "yolo")
     report = diagnose(tmp_path / "set")

@@ -335,6 +335,19 @@ def test_names_that_matplotlib_would_misread_are_drawn_as_they_are():
         assert [text in svg for text in names] == [True, True]
 
 
+@pytest.mark.parametrize("number", [1, 12])
+def test_long_names_leave_room_for_the_figures(number):
+    names = tuple(f"KIND {i} OF " + "W" * 80 for i in range(number))
+    categories = Categories(ids=tuple(range(number)), names=names)
+    annotations = truth([(k, 30 * k, 0) for k in range(number)], categories=categories)
+    said = found(*((k, 30 * k, 0, 0.9) for k in range(number)), categories=categories)
+    figures = by_name(report.section(material(annotations, [said])))
+    for name in ("precision-recall", "confusion"):
+        svg = drawn(figures[name])  # what does not fit is a warning
+        assert f"KIND 0 OF {'W' * 29}…<" in svg
+        assert min(min(axes.get_window_extent().size) for axes in figures[name].chart.axes) > 100  # of 100 to the inch
+
+
 def test_a_split_without_objects_says_so():
     section = report.section(material(truth([], []), [found(), found()]))
     assert section.figures == ()

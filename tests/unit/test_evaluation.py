@@ -11,8 +11,10 @@ import torch
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations
 from lucidetr.errors import InputError
-from lucidetr.evaluation.coco import NUMBERS, evaluate
+from lucidetr.evaluation.coco import NUMBERS, Metrics, evaluate
+from lucidetr.evaluation.crowds import Group
 from lucidetr.evaluation.detect import speak
+from lucidetr.evaluation.table import print_crowds, print_metrics
 from lucidetr.structures import Detections
 
 
@@ -149,3 +151,17 @@ def test_a_model_with_more_classes_speaks_the_data_sets_names():
     assert spoken.category_ids == [20, 10]
     with pytest.raises(InputError, match="no category has the same name"):
         speak(found, mine, Categories(ids=(1,), names=("horse",)))
+
+
+def test_names_are_printed_as_they_are(capsys):
+    names = ["a[/b]", "cell [old]", "[red]x[/red]", ":smile:"]
+    row = {"AP": 0.5, "AP50": 0.5, "AR100": 0.5, "objects": 1}
+    nothing = np.zeros(0)
+    print_metrics(Metrics({}, dict.fromkeys(names, row), 1, 4, 4, nothing, nothing, nothing), "[set] :cat: val")
+    said = capsys.readouterr().out
+    assert [name for name in [*names, "[set] :cat: val: 1 images"] if name not in said] == []
+
+
+def test_where_nothing_was_said_there_is_no_precision(capsys):
+    print_crowds([Group(fewest=1, most=3, images=2, objects=4, found=0, false=0)])
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["1", "to", "3", "2", "4", "0.000", "–"]

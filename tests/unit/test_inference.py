@@ -98,6 +98,20 @@ def test_a_detector_computes_in_float64_where_it_is_asked_to():
     torch.testing.assert_close(exact.boxes_xyxy.float(), usual.boxes_xyxy, atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_in_float64_are_used_as_the_precision_says(precision):
+    config = RECIPES["lucid-xs"].model
+    card = ModelCard(config, ImageConfig(size=64, resize="square"), CATEGORIES, "lucid-xs")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    usual, given = (
+        Detector(model, card, "cpu", precision).predict(picture)
+        for model in (network(config), network(config).double())
+    )
+    assert given.boxes_xyxy.dtype == torch.float32
+    assert torch.equal(given.boxes_xyxy, usual.boxes_xyxy)
+    assert torch.equal(given.scores, usual.scores)
+
+
 def test_work_is_done_ahead_but_not_far():
     asked, done = [], []
 

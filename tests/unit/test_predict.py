@@ -131,6 +131,9 @@ def test_what_was_drawn_earlier_does_not_count(folder):
         assert len(find_sources(inputs, Path("in/out"))) == 4
         assert len(find_sources(inputs, Path("elsewhere"))) == 5
     assert len(find_sources(["in/out/a.png"], Path("in/out"))) == 1  # named itself
+    for inputs in (["in/deep"], ["in/deep/*"]):
+        for out in (".", "in"):  # the pictures lie below it, and were not drawn into it
+            assert len(find_sources(inputs, Path(out))) == 2
 
 
 def test_nothing_that_is_read_is_written_over(folder):

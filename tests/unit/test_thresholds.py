@@ -11,8 +11,9 @@ from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.errors import InputError
 from lucidetr.evaluation.errors import best_threshold
-from lucidetr.evaluation.thresholds import FILE, least_scores, read_thresholds, say, to_json
+from lucidetr.evaluation.thresholds import BEST, FILE, least_scores, read_thresholds, say, thresholds_file, to_json
 from lucidetr.structures import Detections
+from lucidetr.training.checkpoint import MODEL_FILES
 
 CATEGORIES = Categories(ids=(3, 7), names=("a", "b"))
 A, B = 0, 1
@@ -83,6 +84,19 @@ def test_kept_and_read_again(tmp_path):
     assert kept.per_class == {"a": best.per_class["a"]}
     # b is never right: it has the threshold of all
     assert least_scores("best", CATEGORIES, tmp_path).tolist() == [best.per_class["a"].score, best.overall.score]
+
+
+def test_each_model_has_its_own(tmp_path):
+    assert MODEL_FILES[0] == BEST
+    for name, score in ((BEST, 0.9), ("last.safetensors", 0.7), ("last.onnx", 0.5)):
+        best = best_threshold(truth((A, 0, False)), found((A, 0, score)))
+        thresholds_file(tmp_path / name).write_text(to_json(best, "set val"))
+    scores = [least_scores("best", CATEGORIES, tmp_path / name)[A].item() for name in ("", *MODEL_FILES, "last.onnx")]
+    assert scores == pytest.approx([0.9, 0.9, 0.7, 0.5])
+    with pytest.raises(
+        InputError, match=r"a\.safetensors\.thresholds\.json: no such file; `lucidetr eval .*/a\.safetens"
+    ):
+        least_scores("best", CATEGORIES, tmp_path / "a.safetensors")
 
 
 def test_a_missing_or_damaged_file_says_how_it_is_made(tmp_path):

@@ -49,21 +49,11 @@ TOGETHER = ("train", "eval")  # what several processes can do as one
 
 def main() -> None:
     """Run the verb given on the command line; a user's mistake is one line on standard error and exit status 2."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
-        return
-    verb, *rest = arguments
     try:
-        if verb == "--version":
-            from importlib.metadata import version
-
-            print(version("lucidetr"))
-        elif verb in VERBS:
-            check_alone(verb)
-            import_module(VERBS[verb]).run(rest)
-        else:
-            raise InputError(f"unknown verb {verb}: {did_you_mean(verb, VERBS)}")
+        try:
+            start(sys.argv[1:])
+        finally:
+            print(end="", flush=True)  # at its own end Python could only complain of a closed pipe
     except InputError as error:
         print(f"lucidetr: {error}", file=sys.stderr)
         sys.exit(2)
@@ -76,12 +66,31 @@ def main() -> None:
         fix = "set PYTORCH_ENABLE_MPS_FALLBACK=1 to compute it on the CPU, or choose --device cpu"
         print(f"lucidetr: --device mps: torch has no {operation} for Apple's GPUs; {fix}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read what we print has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        sys.exit(141)  # what a shell says of other programs then: 128 + SIGPIPE; 1 would mean faults found by doctor
     except OSError as error:  # the disk's mistake: full, read-only, a file where a folder should be
         print(f"lucidetr: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("lucidetr: stopped", file=sys.stderr)
         sys.exit(getattr(stop, "status", 130))
+
+
+def start(arguments: list[str]) -> None:
+    """Run the verb that the arguments begin with; without one, say which there are."""
+    verb, *rest = arguments or ["help"]
+    if verb in ("-h", "--help", "help"):
+        print(USAGE, end="")
+    elif verb == "--version":
+        from importlib.metadata import version
+
+        print(version("lucidetr"))
+    elif verb in VERBS:
+        check_alone(verb)
+        import_module(VERBS[verb]).run(rest)
+    else:
+        raise InputError(f"unknown verb {verb}: {did_you_mean(verb, VERBS)}")
 
 
 def check_alone(verb: str, environment: Mapping[str, str] = os.environ) -> None:

@@ -8,8 +8,9 @@ import tyro
 
 from lucidetr.cli.train import read_config
 from lucidetr.errors import InputError, did_you_mean
-from lucidetr.fields import to_dict
+from lucidetr.fields import HUGE, check_ranges, to_dict
 
+SEEDS = (0, 2**31 - 1)
 AUGMENTED, VERSIONS = 4, 5  # pictures of a sheet, and how often each
 
 HELP = """\
@@ -75,6 +76,7 @@ def convert(arguments: list[str]) -> None:
 def split(arguments: list[str]) -> None:
     """Divide a training split."""
     options = tyro.cli(Split, args=arguments, prog="lucidetr data split")
+    check_ranges(options, "--", {"seed": SEEDS})
 
     from lucidetr.data.export import divide, open_splits, write_splits
 
@@ -91,13 +93,12 @@ def split(arguments: list[str]) -> None:
 def sample(arguments: list[str]) -> None:
     """Draw some pictures."""
     options = tyro.cli(Sample, args=arguments, prog="lucidetr data sample")
+    check_ranges(options, "--", {"images": (1, HUGE), "seed": SEEDS})
 
     from lucidetr.data.dataset import open_dataset
     from lucidetr.data.sheet import draw_sheet
 
     path = sheet_path(options.sheet)
-    if options.images < 1:
-        raise InputError(f"--images {options.images}: at least 1")
     dataset = open_dataset(options.source, options.split, options.bad_boxes)
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_sheet(dataset, options.images, options.seed).save(path)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from lucidetr.cli.data import sheet_path
 from lucidetr.errors import InputError
 
 SHOWN_OF_A_KIND = 5
@@ -38,6 +39,8 @@ def run(arguments: list[str]) -> None:
     if options.data.startswith("generated:"):
         raise InputError(f"{options.data} is generated and sound; doctor examines folders")
     refuse_inside(options)
+    if options.sheet:
+        sheet_path(options.sheet)
 
     from lucidetr.data.doctor import diagnose, summary_table
 

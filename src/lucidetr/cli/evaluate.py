@@ -93,7 +93,7 @@ def report(options: Options, folder: Path, dataset: "Dataset", found: Sequence["
     from lucidetr.evaluation.crowds import by_crowd
     from lucidetr.evaluation.errors import best_threshold
     from lucidetr.evaluation.table import print_crowds, print_metrics
-    from lucidetr.evaluation.thresholds import FILE, say, to_json
+    from lucidetr.evaluation.thresholds import say, thresholds_file, to_json
     from lucidetr.training.checkpoint import write_atomically
 
     annotations = dataset.annotations
@@ -109,9 +109,9 @@ def report(options: Options, folder: Path, dataset: "Dataset", found: Sequence["
         print(f"written: {path}")
     best = best_threshold(annotations, found)
     print(say(best))
-    known = own_data(options, folder) or not trained_on(folder)
-    if options.split == "val" and known and not options.json and not other:
-        path = folder / FILE  # by validation pictures alone: nothing is chosen by a test set
+    known = own_data(options, folder) or not (folder / "config.json").is_file()
+    if options.split == "val" and known and not options.json:
+        path = thresholds_file(Path(options.model))  # by validation pictures alone: nothing is chosen by a test set
         if text := to_json(best, dataset.name):
             write_atomically(path, text.encode())
             print(f"written: {path}, for `predict --threshold best`")
@@ -132,8 +132,10 @@ def other_model(model: Path) -> str:
 
 
 def own_data(options: Options, folder: Path) -> bool:
-    """Say whether the data are those that the run was trained on."""
-    return not options.json and options.data in ("", trained_on(folder))
+    """Say whether the data are those that the run was trained on, however their folder is written."""
+    given, trained = options.data, trained_on(folder)
+    same = given in ("", trained) or (trained != "" and Path(given).resolve() == Path(trained).resolve())
+    return same and not options.json
 
 
 def trained_on(folder: Path) -> str:

@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> None:
     detector = load(source, device="cpu", precision="fp32")
     name, pictures = some_pictures(folder, options.pictures)
     assert isinstance(detector.model, DETR)
-    parity = export(detector.model.float(), detector.card, options.format, out, pictures, name)
+    parity = export(detector.model, detector.card, options.format, out, pictures, name)
     files = [out, out.with_suffix(".bin")] if options.format == "openvino" else [out]
     size = sum(file.stat().st_size for file in files) / 1e6
     print(f"{' and '.join(map(str, files))}: {detector.card.recipe}, {size:.1f} MB, {options.format}")

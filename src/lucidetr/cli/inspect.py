@@ -61,6 +61,6 @@ def image_ids(text: str) -> list[int]:
     ([3, 17], [])
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if wrong := [word for word in words if not word.removeprefix("-").isdigit()]:
+    if wrong := [word for word in words if not word.removeprefix("-").isdecimal()]:
         raise InputError(f"--images {text}: {wrong[0]} is no image id; give whole numbers, for example 3,17")
     return [int(word) for word in words]

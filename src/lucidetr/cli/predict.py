@@ -61,9 +61,8 @@ def run(arguments: list[str]) -> None:
 
     kinds = kinds_of(options.write)
     detector = load(options.model, options.device, options.precision, options.engine)
-    folder = Path(options.model) if Path(options.model).is_dir() else Path(options.model).parent
     wanted = [name.strip() for name in options.classes.split(",")] if options.classes else []
-    least = least_scores(options.threshold, detector.card.categories, folder, wanted)
+    least = least_scores(options.threshold, detector.card.categories, Path(options.model), wanted)
     out = Path(options.out)
     sources = find_sources(options.inputs, out)
     tiling = Tiling(options.tile, options.overlap, options.whole) if options.tile else None

@@ -38,8 +38,7 @@ class Detector:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.autocast = autocast(self.precision, self.device)
-        if self.precision == "fp64":
-            model = model.double()
+        model = model.double() if self.precision == "fp64" else model.float()  # whatever it was trained in
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         hasten = build_engine(engine)
         self.quick = hasten(quicken(model, self.precision)) if isinstance(model, DETR) else model

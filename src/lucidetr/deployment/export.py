@@ -6,8 +6,9 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -198,6 +199,15 @@ def compare(
     return agreements
 
 
+def installed(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def export(
     model: DETR, card: ModelCard, form: str, out: Path, pictures: Sequence[UInt8[Tensor, "3 _ _"]], source: str
 ) -> Parity:
@@ -206,6 +216,7 @@ def export(
     The figures are written beside it, into OUT.parity.json. A file that is further than 1e-4 from its model, relative
     to the scale of logits and boxes, is not written; that is an InputError. `source` says where the pictures are from.
     """
+    versions = installed(PACKAGES[:1] if form == "torch" else PACKAGES)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}.") as folder:
         draft = Path(folder) / out.name
@@ -222,7 +233,6 @@ def export(
             )
         for file in sorted(Path(folder).iterdir()):  # OpenVINO's weights before the .xml that names them
             os.replace(file, out.with_name(file.name))
-    versions = {name: version(name) for name in PACKAGES if form != "torch" or name == "torch"}
     parity = Parity(card.recipe, form, source, ALLOWED, **worst, versions=versions, batches=batches)
     write_atomically(out.with_name(f"{out.name}.parity.json"), json.dumps(asdict(parity), indent=1).encode())
     return parity

@@ -48,8 +48,8 @@ class Frame:
 def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
     """Return every picture and video among files, folders, patterns and, for `-`, the lines of standard input.
 
-    Folders and patterns are in the order of their names; what lies below `out` was drawn earlier and does not count.
-    Nothing found is an InputError.
+    Folders and patterns are in the order of their names; what lies below `out`, where that is inside them, was drawn
+    earlier and does not count. Nothing found is an InputError.
     """
     found: list[tuple[Path, Path]] = []
     for text in inputs:
@@ -89,7 +89,7 @@ def _files(text: str, out: Path, patterns: bool) -> list[tuple[Path, Path]]:
     else:
         raise InputError(f"{text}: no such picture, video or folder")
     files = [file for file in files if file.suffix.lower() in (*SUFFIXES, *VIDEOS) and file.is_file()]
-    if out.resolve() != base.resolve():
+    if base.resolve() in out.resolve().parents:
         files = [file for file in files if out.resolve() not in file.resolve().parents]
     if not files:
         raise InputError(f"{text}: no pictures or videos there ({', '.join((*SUFFIXES, *VIDEOS))})")

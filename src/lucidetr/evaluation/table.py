@@ -6,12 +6,14 @@ from rich.table import Table
 from lucidetr.evaluation.coco import MEANING, Metrics
 from lucidetr.evaluation.crowds import Group
 
+PLAIN = {"highlight": False, "markup": False, "emoji": False}  # names are the user's: brackets and colons mean nothing
+
 
 def print_metrics(metrics: Metrics, name: str) -> None:
     """Print what was compared, the twelve numbers and the table by category."""
-    console = Console(highlight=False)
+    console = Console(**PLAIN)
     counts = f"{metrics.images} images, {metrics.objects} objects, {metrics.detections} detections"
-    console.print(f"{name}: {counts}", markup=False)
+    console.print(f"{name}: {counts}")
     if not metrics.detections:
         console.print("nothing was detected at all: every AP is 0")
     table = Table("number", "value", "meaning", box=None, pad_edge=False)
@@ -29,9 +31,9 @@ def print_crowds(groups: list[Group]) -> None:
     table = Table("objects in a picture", "pictures", "objects", "recall", "precision", box=None, pad_edge=False)
     for group in groups:
         span = f"{group.fewest}" if group.fewest == group.most else f"{group.fewest} to {group.most}"
-        table.add_row(span, str(group.images), str(group.objects), _say(group.recall), _say(group.precision))
-    Console(highlight=False).print(table)
+        table.add_row(span, str(group.images), str(group.objects), _say(group.recall), _say(group.precision, "–"))
+    Console(**PLAIN).print(table)
 
 
-def _say(value: float | int | None) -> str:
-    return "none in the set" if value is None else f"{value:.3f}"
+def _say(value: float | int | None, nothing: str = "none in the set") -> str:
+    return nothing if value is None else f"{value:.3f}"

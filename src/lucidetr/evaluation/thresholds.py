@@ -16,6 +16,7 @@ from lucidetr.fields import from_dict
 from lucidetr.structures import labels_of
 
 FILE = "thresholds.json"
+BEST = "best.safetensors"  # the model that a folder stands for
 IOU = 0.5
 DEFAULT = 0.5
 LEGAL = "give a number from 0 to 1, best, or NAME=NUMBER,NAME=NUMBER"
@@ -49,33 +50,46 @@ def to_json(best: Thresholds, data: str) -> str | None:
     return json.dumps(asdict(Kept(IOU, data, best.overall, per_class)), indent=1)
 
 
-def read_thresholds(folder: Path) -> Kept:
-    """Read the thresholds that `lucidetr eval` keeps in a run's folder; none there is an InputError."""
-    path = folder / FILE
+def thresholds_file(model: Path) -> Path:
+    """Return where a model's thresholds are kept: those of a folder's best in thresholds.json, others by their name.
+
+    >>> thresholds_file(Path("runs/scenes/best.safetensors")).name
+    'thresholds.json'
+    >>> thresholds_file(Path("runs/scenes/last.safetensors")).name
+    'last.safetensors.thresholds.json'
+    """
+    if model.is_dir():
+        return model / FILE
+    return model.with_name(FILE if model.name == BEST else f"{model.name}.{FILE}")
+
+
+def read_thresholds(model: Path) -> Kept:
+    """Read the thresholds that `lucidetr eval` keeps of a run's folder or a model file; none is an InputError."""
+    path = thresholds_file(model)
     try:
         return from_dict(Kept, json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise InputError(
-            f"{path}: no such file; `lucidetr eval {folder}` writes it, where at least one detection is right"
+            f"{path}: no such file; `lucidetr eval {model}` writes it, where at least one detection is right"
         ) from None
     except ValueError as error:  # of JSON, or an InputError of a field
-        raise InputError(f"{path}: cannot be used ({error}); write it anew by `lucidetr eval {folder}`") from None
+        raise InputError(f"{path}: cannot be used ({error}); write it anew by `lucidetr eval {model}`") from None
 
 
 def least_scores(
-    text: str, categories: Categories, folder: Path, only: Sequence[str] = ()
+    text: str, categories: Categories, model: Path, only: Sequence[str] = ()
 ) -> Float[Tensor, " category"]:
     """Return the least score that counts for each label, as float64.
 
-    `text` is a number; `best` for what thresholds.json in `folder` says of each category, of all where it knows
-    nothing of one; or NAME=NUMBER,NAME=NUMBER, where the others keep 0.5. With `only`, other categories than these
+    `text` is a number; `best` for what is kept of `model` for each category, for all where nothing is known of
+    one; or NAME=NUMBER,NAME=NUMBER, where the others keep 0.5. With `only`, other categories than these
     never count.
 
     >>> categories = Categories(ids=(1, 2, 3), names=("a", "b", "c"))
     >>> least_scores("b=0.25", categories, Path(), only=["b", "c"]).tolist()
     [inf, 0.25, 0.5]
     """
-    least = _said(text, categories, folder)
+    least = _said(text, categories, model)
     if only:
         others = torch.ones(len(categories), dtype=torch.bool)
         others[labels_of(only, categories)] = False
@@ -83,9 +97,9 @@ def least_scores(
     return least
 
 
-def _said(text: str, categories: Categories, folder: Path) -> Float[Tensor, " category"]:
+def _said(text: str, categories: Categories, model: Path) -> Float[Tensor, " category"]:
     if text == "best":
-        kept = read_thresholds(folder)
+        kept = read_thresholds(model)
         scores = [kept.per_class.get(name, kept.overall).score for name in categories.names]
         return torch.tensor(scores, dtype=torch.float64)
     if "=" not in text:

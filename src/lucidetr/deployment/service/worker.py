@@ -197,11 +197,11 @@ def gather(connection: Connection, settings: Settings) -> None:
     for index in (int((i + 0.5) * len(dataset) / count) for i in range(count)):
         try:
             sample = as_sample(dataset, index)
-        except InputError as error:
-            note = f"a sample picture was left out: {error}"
-            continue
-        if len(sample.body) <= settings.max_bytes:
-            samples.append(sample)
+            if len(sample.body) <= settings.max_bytes:
+                decode(sample.body, settings.max_pixels)  # what would be refused when it is sent back is no sample
+                samples.append(sample)
+        except ValueError as error:  # an InputError, or Pillow's on a damaged file
+            note = f"the sample picture {dataset.annotations.file_names[index]} was left out: {error}"
     connection.send((samples, note))
 
 
@@ -222,11 +222,10 @@ def open_samples(settings: Settings):
 def as_sample(dataset, index: int) -> Sample:
     """Return one picture of a split: its file, if a browser shows such, else its pixels as PNG."""
     annotations = dataset.annotations
-    name, pixels = str(annotations.file_names[index]), dataset.image(index)
-    file = annotations.folder / name
+    file = annotations.folder / str(annotations.file_names[index])
     kind = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}.get(file.suffix.lower())
     if kind and file.is_file():
         return Sample(file.name, kind, file.read_bytes())
     content = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(content, "PNG")
+    Image.fromarray(dataset.image(index).permute(1, 2, 0).numpy()).save(content, "PNG")
     return Sample(file.name, "image/png", content.getvalue())
