@@ -219,6 +219,17 @@ def test_a_run_that_stopped_early_is_named():
     assert course.length_warnings(lines, replace(TrainConfig(), steps=20)) == ()
     assert "step 20 of 30" in course.length_warnings(lines, replace(TrainConfig(), steps=30))[0]
     assert "of 1 minutes" in course.length_warnings(lines, replace(TrainConfig(), minutes=1.0))[0]
+    assert "epoch 0.1 of 2" in course.length_warnings(lines, replace(TrainConfig(), epochs=2.0))[0]
+
+
+@pytest.mark.parametrize("length", [{"steps": 30}, {"minutes": 1.0}, {"epochs": 0.15}])
+def test_a_run_whose_last_step_was_skipped_has_come_to_its_end(material, length):
+    lines = [*training([3.0, 2.0], layers=3), {"step": 30, "skipped": {"loss": "nan"}, "seconds": 60.0}]
+    config = replace(material.config, **length)
+    assert len(course.length_warnings(lines[:-1], config)) == 1
+    made = course.section(replace(material, metrics=lines, config=config))
+    assert made.warnings == ()
+    assert made.says == "30 optimiser steps in 1.0 minutes of training."
 
 
 def test_rows_of_hints_and_groups_are_named():
@@ -233,7 +244,7 @@ def test_rows_of_hints_and_groups_are_named():
 
 
 def test_the_course_is_drawn(material):
-    lines = training([5.0, 4.0, 3.0], layers=3) + looks([0.1, 0.2])
+    lines = looks([0.1, 0.2]) + training([5.0, 4.0, 3.0], layers=3)
     made = course.section(replace(material, metrics=lines, config=replace(material.config, steps=30)))
     assert [figure.name for figure in made.figures] == ["course-loss", "course-precision", "course-pace"]
     assert made.warnings == ()
@@ -270,6 +281,17 @@ def test_data_are_counted(material):
     assert f"has {fullest} objects" in card.data_warnings(full, fullest - 1)[0]
     full.class_counts[4] = 0
     assert "Classes without any object in the training split (1): 4." in card.data_warnings(full, 100)
+
+
+@pytest.mark.parametrize("fullest", [0, 1, 59, 60, 61, 119, 1000])
+def test_the_charts_of_the_data_leave_nothing_out(fullest):
+    sides = np.array([0.1, 0.5, 1.0, 1.02])  # the last lies over its picture's edge
+    made = card.DataSummary(5, ("a",), np.array([4]), np.array([0, 0, 0, 0, fullest]), sides)
+    _, number, size = chart(10, 3, lambda figure: card.draw_data(figure, made, made)).axes
+    for axes in (number, size):
+        drawn = [patch.get_data() for patch in axes.patches]
+        assert [each.values.sum() for each in drawn] == pytest.approx([100, 100])
+    assert drawn[0].values[-1] == pytest.approx(50)
 
 
 def test_categories_speak_their_own_names():

@@ -138,6 +138,12 @@ def test_a_grid_goes_on_where_it_stopped(tmp_path):
     assert [r.steps for r in experiment.chosen(results, grid[1], replace(PLAN, steps=9, seeds=1))] == [9]
 
 
+def test_of_runs_of_one_seed_the_last_counts():
+    twice = [result("k", "a", 0, ap=0.1), result("k", "a", 1, ap=0.3), result("k", "a", 0, ap=0.2)]
+    found = experiment.chosen(twice, ("k", "a", DETR_XS), PLAN)
+    assert sorted((r.seed, r.ap) for r in found) == [(0, 0.2), (1, 0.3)]
+
+
 def test_a_run_is_measured_heard_and_read(tmp_path):
     losses = []
     config = PLAN.given(tiny("", steps=3, micro_batch=4), 0)
@@ -238,6 +244,16 @@ def test_the_start_draws_what_was_written_down(tmp_path, monkeypatch):
     assert "no gradient at all reaches decoder.layers.0.self_attention.value.weight" in page
 
 
+def test_a_start_that_comes_apart_in_its_first_step_is_drawn(tmp_path):
+    series = start.read_series(tmp_path) | {"loss": (float("nan"),) * 10}  # no look was written down
+    histograms = {"default": (start.bars([torch.tensor([-1.0, 1.0])]),) * 2}
+    picture = start.save(tmp_path / "start.png", (11, 12), lambda f: start.draw_start(f, histograms, series))
+    assert picture.is_file()
+    assert start.sentences("small", series) == [
+        "small: the loss does not fall over 10 batches, from nan to nan.",
+    ]
+
+
 def test_initialisation_compares_with_the_default(tmp_path, monkeypatch):
     seen = outset.Outset({"backbone.a": 1.0, "encoder.b": 2.0}, {"backbone.a": 1e-3, "heads.b": 1.0}, {"x": 0.5}, 9.0)
     monkeypatch.setattr(initialisation, "look", lambda config: seen)
@@ -295,6 +311,17 @@ def test_three_ways_have_a_table_for_each_budget(tmp_path, monkeypatch):
     assert "| AP after 2 minutes |" in page
     assert "Equal images: the fast engine sees 1.0 times as many images a second as the reference" in page
     assert "Equal minutes: from ImageNet against random weights: +40.0 ± 0.0 points of AP." in page
+
+
+def test_three_ways_with_steps_are_trained_once_and_called_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(three_ways, "run_one", made_up({}))
+    page = three_ways.study(tmp_path, replace(PLAN, images=160, steps=7)).read_text()
+    assert {(r.kind, r.steps) for r in read_results(tmp_path / "three-ways.jsonl")} == {("steps", 7)}
+    assert len(read_results(tmp_path / "three-ways.jsonl")) == 4 * PLAN.seeds
+    assert "| AP after 7 steps |" in page
+    assert "Equal steps: the fast engine" in page
+    assert "Equal images" not in page
+    assert "Equal minutes" not in page
 
 
 def test_a_detector_of_ones_own_is_one_more_way(tmp_path):

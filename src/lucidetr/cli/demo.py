@@ -27,27 +27,30 @@ class Options:
     """Train lucid-xs on generated scenes from random weights, evaluate it on scenes it has not seen, and draw."""
 
     out: str = "runs/demo"
-    """Folder of the run; an earlier demo in it is replaced."""
+    """Folder of the run; an earlier demo in it is replaced, or gone on with by --resume."""
     minutes: float = 3.0
     """Of training; the evaluations come on top."""
     data: str = "generated:digits"
+    resume: bool = False
+    """Go on with the demo that was stopped."""
 
 
 def run(arguments: list[str]) -> None:
     """Train, evaluate, draw, and say where it all lies."""
     options = tyro.cli(Options, args=arguments, prog="lucidetr demo")
-    demo(Path(options.out), options.minutes, options.data)
+    demo(Path(options.out), options.minutes, options.data, options.resume)
 
 
-def demo(out: Path, minutes: float, source: str) -> None:
+def demo(out: Path, minutes: float, source: str, resume: bool = False) -> None:
     """Train for some minutes; what it finds in new scenes is drawn beside the truth."""
     if (out / "demo").is_file():
-        shutil.rmtree(out)  # an earlier demo; nothing else is ever removed
+        if not resume:
+            shutil.rmtree(out)  # an earlier demo; nothing else is ever removed
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: not empty and not an earlier demo; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo").touch()
-    config = replace(recipe("lucid-xs"), data=source, out=str(out), minutes=minutes, evaluations=6)
+    config = replace(recipe("lucid-xs"), data=source, out=str(out), minutes=minutes, evaluations=6, resume=resume)
     run = train(config)
 
     detector = load(run)

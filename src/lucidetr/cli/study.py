@@ -75,13 +75,17 @@ def run(arguments: list[str]) -> None:
     given = {name: value for name in names if (value := getattr(options, name))}
     number, _, parts = options.part.partition("/")
     plan = replace(plan, clock=options.clock, part=(int(number), int(parts)), **given)
-    print(f"table: {study.study(Path(options.out), plan)}")
+    try:
+        print(f"table: {study.study(Path(options.out), plan)}")
+    except KeyboardInterrupt:
+        print("the run that was stopped is not kept; the same command goes on with the runs that are not done")
+        raise
 
 
 def check(options: Options) -> None:
     """Refuse numbers that ask for nothing, and options of another study."""
     number, _, parts = options.part.partition("/")
-    if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
         raise InputError(f"--part {options.part}: expected for example 1/2")
     for name in ("minutes", "steps", "images", "seeds", "side"):
         value = getattr(options, name)

@@ -143,14 +143,16 @@ def draw_data(made: Chart, train: DataSummary, val: DataSummary) -> None:
     classes.invert_yaxis()
     classes.set(title="Classes", xlabel="% of the objects")
     most = int(max(train.objects_per_image.max(initial=0), val.objects_per_image.max(initial=0)))
-    edges = np.arange(-0.5, most + 1.5, max(1, most // 30))
+    width = max(1, most // 30)
+    edges = np.arange(-0.5, most + 0.5 + width, width)
     for axes, name, bins in (
         (number, "objects_per_image", edges),
         (size, "sides", np.linspace(0, 1, 26)),
     ):
         for each, label, colour in ((train, "training", "tab:blue"), (val, "validation", "tab:orange")):
-            counts, _ = np.histogram(getattr(each, name), bins)
-            axes.stairs(100 * counts / max(counts.sum(), 1), bins, color=colour, label=label, linewidth=1.5)
+            values = getattr(each, name).clip(max=bins[-1])  # a box may lie over the edge by a little
+            counts, _ = np.histogram(values, bins)
+            axes.stairs(100 * counts / max(len(values), 1), bins, color=colour, label=label, linewidth=1.5)
     number.set(title="Objects of an image", ylabel="% of the images")
     size.set(title="Side of a box, share of the picture's", ylabel="% of the objects")
     size.legend(fontsize=8)

@@ -90,15 +90,16 @@ def gradient_warnings(training: Sequence[Line], clip: float) -> tuple[str, ...]:
     return ()
 
 
-def length_warnings(training: Sequence[Line], config: TrainConfig) -> tuple[str, ...]:
-    """Return a sentence when the run has not come to the end that it was given."""
-    step, seconds = (training[-1]["step"], training[-1]["seconds"]) if training else (0, 0.0)
+def length_warnings(lines: Sequence[Line], config: TrainConfig) -> tuple[str, ...]:
+    """Return a sentence when the run has not come to the end that it was given; its last line may be of any kind."""
+    step, seconds = (lines[-1]["step"], lines[-1]["seconds"]) if lines else (0, 0.0)
     if config.steps and step < config.steps:
         return (f"The run stands at step {step} of {config.steps}: lucidetr train … --resume goes on.",)
     if config.minutes and seconds < 60 * config.minutes:
         return (f"The run stands at {seconds / 60:.1f} of {config.minutes:g} minutes: --resume goes on.",)
-    if config.epochs and training and training[-1]["epoch"] < config.epochs:
-        return (f"The run stands at epoch {training[-1]['epoch']:.1f} of {config.epochs:g}: --resume goes on.",)
+    epochs = [line["epoch"] * step / line["step"] for line in lines if "epoch" in line]  # skipped steps name none
+    if config.epochs and epochs and epochs[-1] < config.epochs - 1e-6:
+        return (f"The run stands at epoch {epochs[-1]:.1f} of {config.epochs:g}: --resume goes on.",)
     return ()
 
 
@@ -179,5 +180,6 @@ def section(material: Material) -> Section:
             precision_warnings(looks),
         )
         figures.insert(1, figure)
-    says = f"{training[-1]['step']:,} optimiser steps in {training[-1]['seconds'] / 60:.1f} minutes of training."
-    return Section("The course of the run", says, tuple(figures), warnings=length_warnings(training, config))
+    last = material.metrics[-1]
+    says = f"{last['step']:,} optimiser steps in {last['seconds'] / 60:.1f} minutes of training."
+    return Section("The course of the run", says, tuple(figures), warnings=length_warnings(material.metrics, config))

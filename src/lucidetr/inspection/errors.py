@@ -215,7 +215,8 @@ def _kinds_figure(kinds: ErrorKinds, counts: dict[str, int], score: float) -> Fi
 
 
 def _confusion_figure(matrix: Int[np.ndarray, "category category"], names: tuple[str, ...]) -> Figure:
-    side = min(3 + 0.3 * len(names), 8)
+    longest = max(len(written(name)) for name in names)
+    side = min(3 + 0.3 * len(names) + 0.07 * longest, 8)
     return Figure(
         "confusion",
         "What was taken for what",

@@ -32,6 +32,7 @@ STYLE = {
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK
     ),
 }
+LONGEST = 40  # letters of a category's name in a figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +61,13 @@ class Section:
 
 
 def written(name: str) -> str:
-    """Return a category's name as matplotlib draws it: $ is no formula, and _ at the start does not hide it.
+    """Return a category's name as matplotlib draws it: $ is no formula, _ at the start does not hide it, and it fits.
 
-    >>> written("_background_"), written("cat")
-    (' _background_', 'cat')
+    >>> written("_background_"), written("cat"), written("a" * 50) == "a" * 39 + "…"
+    (' _background_', 'cat', True)
     """
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+    short = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+    return (" " if name.startswith("_") else "") + short.replace("$", r"\$")
 
 
 def chart(width: float, height: float, draw: Callable[[Chart], Any]) -> Chart:

@@ -128,7 +128,7 @@ def run_one(
 ) -> Result:
     """Train once in a folder that is thrown away, and return what was measured; `read` reads more off the folder.
 
-    A run that met a number that is not finite has AP 0 and the number `diverged`.
+    A run that was given up, after ten skipped steps in a row, has AP 0 and the number `diverged`.
     """
     fit, own = choose_engine(config)
     folder = Path(tempfile.mkdtemp(prefix="study-"))
@@ -185,10 +185,10 @@ def read_results(file: Path) -> list[Result]:
 
 
 def chosen(results: Iterable[Result], contender: Contender, plan: Plan) -> list[Result]:
-    """Return the runs of one contender that belong to this plan, one for each seed at most."""
+    """Return the runs of one contender that belong to this plan, of each seed the last."""
     kind, name, config = contender
     wanted = [plan.given(config, seed) for seed in range(plan.seeds)]
-    return [r for r in results if any(is_of(r, kind, name, each) for each in wanted)]
+    return list({r.seed: r for r in results if any(is_of(r, kind, name, each) for each in wanted)}.values())
 
 
 def aps(results: Iterable[Result]) -> list[float]:

@@ -195,6 +195,8 @@ def draw_gradients(figure: Any, axes: Any, series: dict[str, tuple[float, ...]])
     import numpy as np
 
     names = [name for name in series if name.startswith("gradient ")]
+    if not names:  # the run came apart in its first step: nothing was written down
+        return
     values = np.array([series[name] for name in names])
     shown = np.log10(np.where(values > 0, values, np.nan))
     image = axes.imshow(

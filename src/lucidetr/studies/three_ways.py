@@ -1,10 +1,10 @@
 """Three ways: the reference written out in plain arithmetic, the fast engine, and going on from trained weights.
 
-On the same data with the same budget, once counted in images and once in minutes. Reference and fast engine train
-lucid-xs and compute the same function, so for equal images they should reach the same and differ in time alone. What
-trained weights are worth is seen on lucid-s-lite0 at 128 pixels: its backbone from ImageNet (extra `pretrained`),
-against the same network from random weights. `--weights FILE` adds a detector that goes on from that file, and its
-network from random weights.
+On the same data with the same budget, once counted in images and once in minutes, or by `--steps` in steps alone.
+Reference and fast engine train lucid-xs and compute the same function, so for equal images they should reach the same
+and differ in time alone. What trained weights are worth is seen on lucid-s-lite0 at 128 pixels: its backbone from
+ImageNet (extra `pretrained`), against the same network from random weights. `--weights FILE` adds a detector that goes
+on from that file, and its network from random weights.
 """
 
 from collections.abc import Iterator
@@ -55,22 +55,17 @@ def study(folder: Path, plan: Plan) -> Path:
     run_grid(file, grid, plan, run_one)
     results = read_results(file)
     trained = {(kind, name): chosen(results, (kind, name, config), plan) for kind, name, config in grid}
-    budgets = {
-        "images": f"AP after {plan.images} images",
-        "minutes": f"AP after {plan.minutes:g} minutes",
-    }
-    if plan.steps:
-        budgets = dict.fromkeys(budgets, f"AP after {plan.steps} steps")
     names = list(ways(plan))
     figures, tables = [], []
-    for kind, says in budgets.items():
+    for kind, budget in budgets(plan).items():
+        says = f"AP after {budget}"
         values = {name: aps(trained[kind, name]) for name in names}
         bars = save(
             folder / f"three-ways-{kind}.png", (7, 2.5), lambda f, v=values, s=says: draw_bars(f.subplots(), v, s)
         )
         figures.append((bars, f"{says}; dots are seeds."))
         tables.append(table(says, {name: trained[kind, name] for name in names}))
-    answer = [sentence for kind in budgets for sentence in sentences(kind, trained, plan)]
+    answer = [sentence for kind in budgets(plan) for sentence in sentences(kind, trained, plan)]
     page = Page("Three ways to train", __doc__ or "", tuple(figures), tuple(tables), tuple(answer))
     return write_page(folder, "three-ways", page, plan, [r for runs in trained.values() for r in runs])
 
@@ -86,9 +81,20 @@ def ways(plan: Plan) -> dict[str, TrainConfig]:
     return found | (from_checkpoint(plan.weights) if plan.weights else {})
 
 
+def budgets(plan: Plan) -> dict[str, str]:
+    """Return what each kind of run is given.
+
+    >>> budgets(Plan(minutes=2, seeds=3, images=3200)), budgets(Plan(minutes=2, seeds=3, steps=400))
+    ({'images': '3200 images', 'minutes': '2 minutes'}, {'steps': '400 steps'})
+    """
+    if plan.steps:
+        return {"steps": f"{plan.steps} steps"}
+    return {"images": f"{plan.images} images", "minutes": f"{plan.minutes:g} minutes"}
+
+
 def contenders(plan: Plan) -> Iterator[Contender]:
-    """Yield each way with a budget of images, then with one of minutes."""
-    for kind in ("images", "minutes"):
+    """Yield each way with each budget."""
+    for kind in budgets(plan):
         for name, config in ways(plan).items():
             steps = max(plan.images // config.batch, 1) if kind == "images" else 0
             yield kind, name, replace(config, steps=steps)
