@@ -95,7 +95,7 @@ def noise(card: ModelCard, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         height, width = torch.randint(least, most + 1, (2,), generator=generator).tolist()
         images = torch.randn(size, 3, height, width, generator=generator)
         padding = torch.zeros(size, height, width, dtype=torch.bool)
-        for index in range(1, size):  # the first fills the batch
-            padding[index, int(height * (0.6 + 0.1 * index)) :] = True
-            padding[index, :, width - 5 * index :] = True
+        for index in range(1, size):  # the first fills the batch; none is so small that padding would become queries
+            padding[index, max(least, int(height * (0.6 + 0.1 * index))) :] = True
+            padding[index, :, max(least, width - 5 * index) :] = True
         yield images.masked_fill(padding[:, None], 0.0), padding
