@@ -85,6 +85,8 @@ LUCID_XS = TrainConfig(
         boxes="refined_twice",
         box_bias="gaussian",
         dropout=0.0,
+        initialisation="xavier",
+        residual_start="zero",
     ),
     loss=LossConfig(classification="mal", cost_class=2.0, weight_class=0.5),
     images=ImageConfig(resize="square", size=128),
@@ -226,6 +228,8 @@ LADDER = (
     Rung("bell", "cross-attention knows the box: a bell for each head", {"model.box_bias": "gaussian"}),
     Rung("average", "a moving average of the weights is what counts", {"optimiser.ema": 0.03}),
     Rung("tail", "the last tenth of the run sees pictures as they are", {"augmentation.until": 0.9}),
+    Rung("xavier", "every matrix and kernel starts by Xavier's rule", {"model.initialisation": "xavier"}),
+    Rung("quiet", "residual branches of the transformer start at zero", {"model.residual_start": "zero"}),
 )
 
 

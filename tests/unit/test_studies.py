@@ -60,7 +60,9 @@ def test_every_ablation_differs_from_the_base_in_its_own_fields_alone():
 
 def test_every_scheme_differs_from_the_base_in_how_it_starts_alone():
     for _, name, config in initialisation.contenders():
-        assert changed(config, LUCID_XS) == initialisation.SCHEMES[name]
+        assert changed(config, initialisation.BASE) == initialisation.SCHEMES[name]
+    assert set(changed(initialisation.BASE, LUCID_XS)) == {"model.initialisation", "model.residual_start"}
+    assert config == LUCID_XS  # the last scheme is the recipe's own
     drawn = {c.model.initialisation for _, _, c in initialisation.contenders()}
     assert drawn == {"default", "uniform", "uniform_scaled", "xavier", "he_in", "he_out", "t_fixup"}
 
@@ -69,7 +71,9 @@ def test_every_block_differs_from_the_base_in_its_blocks_alone():
     grid = list(residuals.contenders())
     assert len({(kind, name) for kind, name, _ in grid}) == len(grid) == 12
     for kind, name, config in grid:
-        assert set(changed(config, recipe(kind))) <= {"model.encoder_block", "model.decoder_block"}
+        blocks = {"model.encoder_block", "model.decoder_block"}
+        assert set(changed(config, recipe(kind))) <= blocks | ({"model.residual_start"} if kind == "lucid-xs" else set())
+        assert config.model.residual_start == "xavier"
         assert (config.model.encoder_block, config.model.decoder_block) == residuals.BLOCKS[name]
 
 

@@ -27,7 +27,7 @@ class Options:
         Literal["start", "initialisation", "residuals", "three-ways", "ablations", "ladder"], tyro.conf.Positional
     ]
     """start: weights, gradients and loss over the first thirty batches.
-    initialisation: eight ways to draw the first weights, before training and after.
+    initialisation: nine ways to draw the first weights, before training and after.
     residuals: residual paths cut, norms placed elsewhere.
     three-ways: the reference engine, the fast one, and going on from trained weights.
     ablations: what the paper takes away, taken away from lucid-xs.

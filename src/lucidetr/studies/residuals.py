@@ -35,7 +35,8 @@ from lucidetr.training.statistics import read_statistics
 
 USUAL = Plan(minutes=2.0, seeds=3, looks=24)
 QUICK = Plan(minutes=0.05, seeds=1, looks=6, data=FEW_DATA, quick=True)
-BASES = (DETR_XS, LUCID_XS)
+# where no path leads around a branch, one that starts at zero would pass nothing on
+BASES = (DETR_XS, with_fields(LUCID_XS, {"model.residual_start": "xavier"}))
 BLOCKS = {  # encoder's, decoder's
     "post-norm": ("post_norm", "post_norm"),
     "pre-norm": ("pre_norm", "pre_norm"),
