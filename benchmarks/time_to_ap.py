@@ -274,9 +274,12 @@ class Curve:
 
 
 def average(lines: Sequence[dict[str, Any]]) -> list[Curve]:
-    """Return a curve for each contender and budget, the best rate and batch of each where there are several."""
+    """Return a curve for each contender and budget, the best rate and batch of each where there are several.
+
+    Of runs with equal settings the newest counts.
+    """
     kinds: dict[tuple, dict[tuple, list[dict[str, Any]]]] = {}
-    for line in lines:
+    for line in {json.dumps(line["settings"]): line for line in lines}.values():
         settings = line["settings"]
         budget = (settings["contender"], settings["minutes"])
         choice = (settings["lr"], settings["batch"])

@@ -56,6 +56,12 @@ def test_seeds_are_averaged_and_the_better_rate_is_shown(bench):
     assert bench.spread([each["AP"] for each in curve.lines]) == "0.300 ± 0.141"
 
 
+def test_of_equal_settings_the_newest_run_counts(bench):
+    lines = [line("detr-xs", [0.1]), line("detr-xs", [0.3], seed=1), line("detr-xs", [0.5])]
+    (curve,) = bench.average(lines)
+    assert [ap for _, ap, _ in curve.points] == pytest.approx([0.4])
+
+
 def test_curves_are_drawn(bench, tmp_path):
     bench.draw(bench.average([line(name, aps) for name, aps in TWO_CURVES.items()]), tmp_path / "curves.svg")
     assert "<svg" in (tmp_path / "curves.svg").read_text()
