@@ -71,8 +71,8 @@ def test_every_block_differs_from_the_base_in_its_blocks_alone():
     grid = list(residuals.contenders())
     assert len({(kind, name) for kind, name, _ in grid}) == len(grid) == 12
     for kind, name, config in grid:
-        blocks = {"model.encoder_block", "model.decoder_block"}
-        assert set(changed(config, recipe(kind))) <= blocks | ({"model.residual_start"} if kind == "lucid-xs" else set())
+        fields = {"model.encoder_block", "model.decoder_block", "model.residual_start"}
+        assert set(changed(config, recipe(kind))) <= fields
         assert config.model.residual_start == "xavier"
         assert (config.model.encoder_block, config.model.decoder_block) == residuals.BLOCKS[name]
 
