@@ -59,7 +59,7 @@ def measured(name: str, options: Options) -> tuple[dict[str, dict[str, float]], 
     config = tiny(recipe(name)) if options.quick else recipe(name)
     images = replace(config.images, size=64, max_size=107) if options.quick else config.images
     config = replace(config, model=replace(config.model, num_classes=10))
-    card, model = card_of(config, images), untrained(config, sharp=True).eval()
+    card, model = card_of(config, images), varied(untrained(config, sharp=True)).eval()
     scenes = open_dataset(SCENES, "val")
     pictures = [scenes.image(index)[:, :, : 320 - 80 * (index % 2)] for index in range(options.pictures)]
     found: dict[str, dict[str, float]] = {}
@@ -74,6 +74,14 @@ def measured(name: str, options: Options) -> tuple[dict[str, dict[str, float]], 
                 row |= {"shapes_logits": max(pair[0] for pair in apart), "shapes_boxes": max(pair[1] for pair in apart)}
             found[form] = row
     return found, images.size
+
+
+def varied(model: DETR) -> DETR:
+    """Vary what starts all alike, such as box heads and branches at zero, so that every part has something to say."""
+    for parameter in model.parameters():
+        if parameter.numel() > 1 and parameter.std(correction=0) == 0:
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
 
 
 def written(model: DETR, card: ModelCard, folder: Path) -> dict[str, Path]:
