@@ -75,7 +75,10 @@ FAULTS = {
         "nn.Identity(), NoPart()",
         "nn.Identity(), feed_forward_path(config.d_model, config.dropout)",
     ),
-    "models/convnet.py": ("return F.relu(normed(self.conv, self.norm, x))", "return self.norm(F.relu(self.conv(x)))"),
+    "models/convnet.py": (
+        "return F.relu(normed(self.conv, self.norm, x), inplace=True)",
+        "return self.norm(F.relu(self.conv(x)))",
+    ),
     "models/fusion.py": ("self.smooth(self.lateral(fine) + spread)", "self.smooth(self.lateral(fine)) + spread"),
     "models/detr.py": ("fused = self.fusion(coarse, maps)", "fused = coarse"),
     "models/queries.py": ("Start(content=torch.zeros_like(position)", "Start(content=position"),
