@@ -62,6 +62,7 @@ def measured(name: str, options: Options) -> tuple[dict[str, dict[str, float]], 
     card, model = card_of(config, images), varied(untrained(config, sharp=True)).eval()
     scenes = open_dataset(SCENES, "val")
     pictures = [scenes.image(index)[:, :, : 320 - 80 * (index % 2)] for index in range(options.pictures)]
+    truths = [(batch, model(*batch)) for batch in noise(card, options.shapes)]
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for form, file in written(model, card, Path(folder)).items():
@@ -69,7 +70,7 @@ def measured(name: str, options: Options) -> tuple[dict[str, dict[str, float]], 
             agreements = compare(exported, model, card, pictures)
             row = {kind: max(getattr(each, kind) for each in agreements) for kind in ("logits", "boxes", "scores")}
             row["bytes"] = sum(each.stat().st_size for each in Path(folder).glob(f"{form}.*"))
-            apart = [differences(exported(*batch), model(*batch)) for batch in noise(card, options.shapes)]
+            apart = [differences(exported(*batch), truth) for batch, truth in truths]
             if apart:
                 row |= {"shapes_logits": max(pair[0] for pair in apart), "shapes_boxes": max(pair[1] for pair in apart)}
             found[form] = row

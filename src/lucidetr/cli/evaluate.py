@@ -134,7 +134,7 @@ def other_model(model: Path) -> str:
 def own_data(options: Options, folder: Path) -> bool:
     """Say whether the data are those that the run was trained on, however their folder is written."""
     given, trained = options.data, trained_on(folder)
-    same = given in ("", trained) or (trained != "" and Path(given).resolve() == Path(trained).resolve())
+    same = not given or (trained != "" and Path(given).resolve() == Path(trained).resolve())
     return same and not options.json
 
 

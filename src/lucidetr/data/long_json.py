@@ -127,7 +127,7 @@ class Window:
     def whole_items(self) -> list[Any]:
         """Pass and return the objects that a new window holds, but for the last; none where they are not plain to see.
 
-        Decoding them at once takes half the time of one by one.
+        Reading a file with objects decoded at once takes three quarters of the time of one by one.
         """
         tail = max(self.at, len(self.text) - TAIL)
         ends = [found.span() for found in BETWEEN.finditer(self.text, tail)] if self.new else []
