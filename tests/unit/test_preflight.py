@@ -118,6 +118,16 @@ def test_normalisation_that_does_not_fit_is_noticed(scenes):
     assert any("--images.mean" in note for note in preflight.odd_pixels(scenes, part))
 
 
+@pytest.mark.parametrize("block", ["post_norm", "shared_norm", "no_residual"])
+def test_norms_of_nothing_are_refused_with_the_fix(tmp_path, scenes, block):
+    config, model = config_and_model()
+    quiet = replace(config.model, residual_start="zero", decoder_block=block)
+    with pytest.raises(InputError, match=f"decoder_block = {block}.*set --model.decoder-block pre_norm or"):
+        fly(tmp_path, replace(config, model=quiet), model, scenes)
+    for sound in (replace(quiet, decoder_block="pre_norm"), replace(quiet, queries="content"), config.model):
+        preflight.check_start(sound)
+
+
 def test_more_objects_than_queries_are_refused_with_image_and_fix(tmp_path):
     config = tiny(tmp_path / "run", steps=1)
     with pytest.raises(InputError, match=r"image \d+ \(.*\) has 3 objects.*--model.num-queries above 3"):

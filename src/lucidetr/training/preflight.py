@@ -41,11 +41,12 @@ def preflight(
 ) -> None:
     """Look at data, model and memory before the first step, and say what is odd.
 
-    What would make the run worthless is an InputError: an image with more objects than queries, a batch that does not
-    fit into memory. The run itself is left as it was, bit for bit: all is tried on a copy, and the random state is put
-    back. The first batch is drawn into the file `drawing`, if one is named; `precision` is opened around forward
-    passes; `say` prints a line.
+    What would make the run worthless is an InputError: a start without gradients, an image with more objects than
+    queries, a batch that does not fit into memory. The run itself is left as it was, bit for bit: all is tried on a
+    copy, and the random state is put back. The first batch is drawn into the file `drawing`, if one is named;
+    `precision` is opened around forward passes; `say` prints a line.
     """
+    check_start(config.model)
     check_queries(config, dataset.annotations)
     say(expectation(config, len(dataset)))
     device = next(model.parameters()).device
@@ -69,6 +70,19 @@ def preflight(
         if config.preflight == "full":
             del trial
             say(learn_by_heart(config, model, dataset, precision))
+
+
+def check_start(model: ModelConfig) -> None:
+    """Refuse branches that start at zero where a norm follows each sum and queries start without content.
+
+    Such a query stays a vector of zeros, which every norm divides by √ε; each multiplies its gradient by 316.
+    """
+    if (model.residual_start, model.queries) == ("zero", "learned") and model.decoder_block != "pre_norm":
+        raise InputError(
+            f"model.residual_start = zero and model.decoder_block = {model.decoder_block}: queries without content "
+            "would be norms of zeros, and their gradients without bound: set --model.decoder-block pre_norm or "
+            "--model.residual-start xavier (--preflight off trains all the same)"
+        )
 
 
 def check_queries(config: TrainConfig, annotations: Annotations) -> None:
