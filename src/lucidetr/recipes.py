@@ -178,7 +178,7 @@ RECIPES: dict[str, TrainConfig] = {
 
 @dataclass(frozen=True)
 class Rung:
-    """Hold one named change on the way from detr-xs to lucid-xs."""
+    """Hold one named change, on the way from detr-xs to lucid-xs or beyond."""
 
     name: str
     says: str
@@ -232,6 +232,20 @@ LADDER = (
     Rung("quiet", "residual branches of the transformer start at zero", {"model.residual_start": "zero"}),
 )
 
+# What else the literature offers, off in every recipe: each is measured on top of lucid-xs
+BESIDES = (
+    Rung("varifocal", "the overlap as a match's score, by varifocal loss", {"loss.classification": "varifocal"}),
+    Rung("ia-bce", "a mean of score and overlap is asked of a match", {"loss.classification": "ia_bce"}),
+    Rung("sides", "cross-attention learns from the distances to the box's sides", {"model.box_bias": "rpb"}),
+    Rung("own-heads", "a class and box head for each layer", {"model.shared_heads": False}),
+    Rung("groups", "a second set of queries learns beside the first", {"model.query_groups": 2}),
+    Rung("hints", "one more set of queries starts from noised truths", {"model.denoising": 0.4}),
+    Rung("octaves", "position encodings of 1 to 32 waves over the picture", {"model.position": "octaves"}),
+    Rung("identity-blocks", "the backbone's blocks start as identities", {"model.backbone.zero_residual": True}),
+    Rung("mosaic", "half of the pictures are four at half size, till half of the run", {"augmentation.mosaic": 0.5}),
+    Rung("growing", "pictures grow from two thirds, till half of the run", {"augmentation.start_size": 0.67}),
+)
+
 
 def climb() -> Iterator[tuple[Rung, TrainConfig]]:
     """Yield every rung with its config, from detr-xs up."""
@@ -239,6 +253,11 @@ def climb() -> Iterator[tuple[Rung, TrainConfig]]:
     for rung in LADDER:
         config = with_fields(config, rung.changes)
         yield rung, config
+
+
+def beyond(rung: Rung) -> TrainConfig:
+    """Return lucid-xs with one of those changes that are off in it."""
+    return replace(with_fields(LUCID_XS, rung.changes), recipe=f"{LUCID_XS.recipe} with {rung.name}")
 
 
 def without(rung: Rung) -> TrainConfig:

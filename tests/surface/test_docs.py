@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lucidetr.cli.recipes import recipe_table
+from lucidetr.studies.ladder import ladder_page
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -64,6 +65,11 @@ def test_readme_commands_run_from_top_to_bottom(tmp_path):
 def test_readme_shows_the_recipes_as_they_are():
     shown = README.split("<!-- recipes -->")[1].split("<!-- /recipes -->")[0]
     assert shown.strip() == recipe_table(), "paste what `lucidetr recipes` prints between the recipes marks"
+
+
+def test_the_lucid_page_shows_the_ladder_as_it_was_measured():
+    shown = (ROOT / "docs" / "lucid.md").read_text().split("<!-- ladder -->")[1].split("<!-- /ladder -->")[0]
+    assert shown.strip() == ladder_page(), "paste what `lucidetr recipes --ladder` prints between the ladder marks"
 
 
 def test_readme_names_files_that_exist():

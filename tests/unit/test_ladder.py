@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from lucidetr.fields import difference, from_dict, to_dict
-from lucidetr.recipes import DETR_XS, LADDER, LUCID_XS, climb, without
+from lucidetr.recipes import BESIDES, DETR_XS, LADDER, LUCID_XS, beyond, climb, without
 from lucidetr.studies import experiment, ladder
 from lucidetr.studies.experiment import Plan, Result, read_results
 from lucidetr.studies.ladder import contenders, ladder_page
@@ -64,7 +64,14 @@ def value(config, name):
 def test_every_rung_and_every_absence_is_measured():
     kinds = [(kind, name) for kind, name, _ in contenders()]
     rungs = [rung.name for rung in LADDER]
-    assert kinds == [("rung", name) for name in rungs] + [("without", name) for name in rungs[1:]]
+    more = [("with", rung.name) for rung in BESIDES]
+    assert kinds == [("rung", name) for name in rungs] + [("without", name) for name in rungs[1:]] + more
+
+
+@pytest.mark.parametrize("rung", BESIDES, ids=lambda r: r.name)
+def test_what_is_off_differs_from_lucid_xs_in_its_own_fields_alone(rung):
+    assert set(difference(beyond(rung), LUCID_XS)) == {"recipe", *rung.changes}
+    assert rung.name not in {each.name for each in LADDER}
 
 
 SECOND = 1 / 60
@@ -149,6 +156,7 @@ def test_the_page_shows_mean_and_deviation_over_the_seeds(tmp_path, monkeypatch)
     monkeypatch.setattr(ladder, "climb", lambda: list(climb())[:2])
     runs = [result(name=first, seed=seed, ap=ap) for seed, ap in enumerate((0.1, 0.2, 0.3))]
     runs += [result(name=second, ap=0.4, images_per_second=33.4), result(kind="without", name=second, ap=0.6)]
+    runs += [result(kind="with", name=BESIDES[0].name, ap=0.7)]
     file.write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
     head, _, *rows = ladder_page(file).split("\n\n")[0].splitlines()
     assert head.count("|") == rows[0].count("|") == rows[1].count("|")
@@ -157,6 +165,10 @@ def test_the_page_shows_mean_and_deviation_over_the_seeds(tmp_path, monkeypatch)
     assert cells[0][-3:] == ["20", "0.200 ± 0.100", "–"]
     assert cells[1][-3:] == ["33", "0.400", "0.600"]
     assert "3 seed(s)" in ladder_page(file)
+    besides = ladder_page(file).split("\n\n")[1].splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in besides] == ["–", *(rung.name for rung in BESIDES)]
+    assert besides[1].endswith("| 20 | 0.700 |")
+    assert besides[2].endswith("| – | – |")
 
 
 def test_a_page_without_a_measurement_says_how_to_make_one(tmp_path, monkeypatch):

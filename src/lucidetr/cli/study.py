@@ -31,7 +31,7 @@ class Options:
     residuals: residual paths cut, norms placed elsewhere.
     three-ways: the reference engine, the fast one, and going on from trained weights.
     ablations: what the paper takes away, taken away from lucid-xs.
-    ladder: from detr-xs to lucid-xs, one named change at a time, and lucid-xs with each change taken away."""
+    ladder: from detr-xs to lucid-xs, one named change at a time; lucid-xs without each, and with what is off in it."""
     out: str
     """Folder of its results."""
     quick: bool = False

@@ -1,8 +1,8 @@
 """The ladder: what is each change from the paper's DETR to the lucid family worth, in a fixed time on two cores?
 
-Every rung is trained, and the finished model without each change, for the same minutes, on the same scenes, with
-several seeds. One line for each run goes into a file as soon as it is done, so a study can be stopped and gone on
-with, and two processes can share it.
+Every rung is trained, the finished model without each change, and with each that is off in it, for the same minutes, on
+the same scenes, with several seeds. One line for each run goes into a file as soon as it is done, so a study can be
+stopped and gone on with, and two processes can share it.
 """
 
 import statistics
@@ -12,7 +12,7 @@ from pathlib import Path
 from lucidetr.config import TrainConfig
 from lucidetr.errors import InputError
 from lucidetr.models.size import measure
-from lucidetr.recipes import LADDER, LUCID_XS, Rung, climb, without
+from lucidetr.recipes import BESIDES, LADDER, LUCID_XS, Rung, beyond, climb, without
 from lucidetr.studies.experiment import FEW_DATA, Plan, Result, aps, chosen, read_results, run_grid, run_one, spread
 
 MEASURED = Path(__file__).with_name("ladder.jsonl")  # what the project's own table shows
@@ -36,27 +36,41 @@ def contenders() -> Iterator[tuple[str, str, TrainConfig]]:
         yield "rung", rung.name, config
     for rung in LADDER[1:]:
         yield "without", rung.name, without(rung)
+    for rung in BESIDES:
+        yield "with", rung.name, beyond(rung)
 
 
 def ladder_page(file: Path = MEASURED) -> str:
-    """Return the ladder of a file as a Markdown table."""
+    """Return the ladder of a file as Markdown tables."""
     return ladder_table(read_results(file))
 
 
 def ladder_table(results: list[Result]) -> str:
-    """Return a Markdown table: each rung's change, size, speed and AP, and the AP without it."""
+    """Return two Markdown tables: each rung's change, size, speed and AP, and the AP without it; then what is off."""
     rows = [
         "| rung | change | parameters | GFLOPs | images/s | AP of the rung | AP of lucid-xs without it |",
         "|---|---|---|---|---|---|---|",
     ]
     for rung, config in climb():
-        size, here = measure(config), of_rung(results, "rung", rung)
-        speed = f"{statistics.mean(r.images_per_second for r in here):.0f}" if here else "–"
-        rows.append(
-            f"| {rung.name} | {rung.says} | {size.parameters / 1e6:.2f} M | {size.gflops:.2f} | {speed} "
-            f"| {spread(aps(here))} | {spread(aps(of_rung(results, 'without', rung)))} |"
-        )
-    return "\n".join([*rows, "", *footnotes(results)])
+        here = of_rung(results, "rung", rung)
+        rows.append(f"{described(rung, config, here)} {spread(aps(of_rung(results, 'without', rung)))} |")
+    more = [
+        "| off in every recipe | change | parameters | GFLOPs | images/s | AP of lucid-xs with it |",
+        "|---|---|---|---|---|---|",
+        described(Rung("–", f"{LUCID_XS.recipe} itself", {}), LUCID_XS, of_rung(results, "rung", LADDER[-1])),
+    ]
+    more += [described(rung, beyond(rung), of_rung(results, "with", rung)) for rung in BESIDES]
+    return "\n".join([*rows, "", *more, "", *footnotes(results)])
+
+
+def described(rung: Rung, config: TrainConfig, results: list[Result]) -> str:
+    """Return a row of what a change is, how large and fast the model is with it, and its AP."""
+    size = measure(config)
+    speed = f"{statistics.mean(r.images_per_second for r in results):.0f}" if results else "–"
+    return (
+        f"| {rung.name} | {rung.says} | {size.parameters / 1e6:.2f} M | {size.gflops:.2f} | {speed} "
+        f"| {spread(aps(results))} |"
+    )
 
 
 def of_rung(results: list[Result], kind: str, rung: Rung) -> list[Result]:
