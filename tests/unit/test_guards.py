@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from lucidetr.recipes import recipe
-from lucidetr.training.guards import FiniteGuard, find_stall, first_gradient, first_module, stall_sentence
+from lucidetr.training.guards import (
+    FiniteGuard,
+    find_stall,
+    first_gradient,
+    first_module,
+    overflowing_gradient,
+    skip_sentence,
+    stall_sentence,
+)
 from lucidetr.training.randomness import random_state, random_state_kept, set_random_state
 from lucidetr.training.statistics import Recorder
 
@@ -145,18 +153,45 @@ def test_a_gradient_that_overflows_on_the_way_back_is_named():
     assert first_module(model, lambda: model(torch.ones(2, 1, 3, 3))) == ""
 
 
+def test_gradients_too_large_for_a_norm_are_named_by_the_largest():
+    model = small()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert overflowing_gradient(model) == ""
+    model[0].weight.grad[0] = 1e25
+    model[1].weight.grad[0] = -1e30
+    assert overflowing_gradient(model) == "1.weight"
+    guard = FiniteGuard(model, CPU)
+    guard.begin()
+    found = guard.undo(lambda: model(torch.ones(2, 1, 3, 3)))
+    assert found == {"largest": "1.weight"}
+    said = skip_sentence(1, {"images": [3], "loss": "9", "gradient_norm": "inf"} | found)
+    assert said.endswith("first not finite: the norm of all gradients, of which that of 1.weight is the largest")
+
+
+def test_a_run_whose_every_step_was_skipped_does_not_end_as_if_it_had_learned():
+    guard = FiniteGuard(nn.Linear(1, 1), CPU)
+    for step in (1, 2, 3):
+        guard.begin()
+        guard.undo(lambda: None)
+        guard.stop_if_lost(step, last=False)
+    with pytest.raises(FloatingPointError, match="step 3: 3 steps in a row were not finite"):
+        guard.stop_if_lost(3, last=True)
+    guard.stop_if_lost(4, last=True)  # one of four was taken
+
+
 def test_ten_in_a_row_stop_and_a_good_step_starts_the_count_anew():
     guard = FiniteGuard(nn.Linear(1, 1), CPU)
     for step in range(9):
         guard.begin()
         guard.undo(lambda: None)
-        guard.stop_if_lost(step)
+        guard.stop_if_lost(step, last=False)
     assert guard.passes(torch.tensor(1.0), torch.tensor(1.0))
     for _ in range(10):
         guard.begin()
         guard.undo(lambda: None)
     with pytest.raises(FloatingPointError, match=r"step 19: 10 steps in a row .* unharmed"):
-        guard.stop_if_lost(19)
+        guard.stop_if_lost(19, last=False)
 
 
 def test_a_look_that_falls_on_a_skipped_step_is_taken_at_the_next(tmp_path):

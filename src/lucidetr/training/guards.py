@@ -1,5 +1,6 @@
 """Guards of a run: a step whose numbers are not finite is undone, and a run that learns nothing says so."""
 
+import math
 import shlex
 import statistics
 from collections.abc import Callable, Sequence
@@ -76,8 +77,9 @@ class FiniteGuard:
     def undo(self, replay: Callable[[], None]) -> dict[str, str]:
         """Go back to before the step and return what was not finite; `replay` makes its predictions once more.
 
-        "cause" is what the matcher said, "module" the first one whose output is not finite, and "parameter" the
-        first one, on the way back from the heads, whose gradient is not. What there is none of is left out.
+        "cause" is what the matcher said, "module" the first one whose output is not finite, "parameter" the first
+        one, on the way back from the heads, whose gradient is not, and "largest" the one with the largest gradient
+        where all are finite and the norm of all is not. What there is none of is left out.
         """
         self.in_a_row += 1
         self.restore()
@@ -85,6 +87,7 @@ class FiniteGuard:
             "cause": self.cause,
             "module": first_module(self.model, replay),
             "parameter": first_gradient(self.model),
+            "largest": overflowing_gradient(self.model),
         }
         self.restore()
         for parameter in self.model.parameters():
@@ -98,9 +101,9 @@ class FiniteGuard:
                 torch._foreach_copy_(self.moving, self.kept)
         set_random_state(self.random, self.device)
 
-    def stop_if_lost(self, step: int) -> None:
-        """Raise a FloatingPointError after ten skipped steps in a row."""
-        if self.in_a_row >= MOST_IN_A_ROW:
+    def stop_if_lost(self, step: int, last: bool) -> None:
+        """Raise a FloatingPointError after ten skipped steps in a row, or at the last one if none was taken."""
+        if self.in_a_row >= MOST_IN_A_ROW or (last and self.in_a_row >= step):
             raise FloatingPointError(
                 f"step {step}: {self.in_a_row} steps in a row were not finite and skipped (metrics.jsonl names images "
                 "and parts); lower --optimiser.lr, or look at those images. The last checkpoint is unharmed"
@@ -145,13 +148,26 @@ def first_gradient(model: nn.Module) -> str:
     return ""
 
 
+def overflowing_gradient(model: nn.Module) -> str:
+    """Return the parameter with the largest gradient where all are finite but the norm of all is not, else ""."""
+    largest = {n: float(p.grad.abs().max()) for n, p in model.named_parameters() if p.grad is not None}
+    norm = torch.tensor([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    overflows = not norm.isfinite() and all(math.isfinite(value) for value in largest.values())
+    return max(largest, key=lambda name: largest[name]) if overflows else ""
+
+
 def skip_sentence(step: int, skipped: dict[str, Any]) -> str:
     """Return one line about a skipped step.
 
     >>> skip_sentence(3, {"images": [7], "loss": "nan", "gradient_norm": "nan", "module": "encoder"})
     'step 3 skipped: loss nan, gradient norm nan for the images [7]; first not finite: the output of encoder'
     """
-    found = {"cause": "{}", "module": "the output of {}", "parameter": "the gradient of {}"}
+    found = {
+        "cause": "{}",
+        "module": "the output of {}",
+        "parameter": "the gradient of {}",
+        "largest": "the norm of all gradients, of which that of {} is the largest",
+    }
     first = next((says.format(skipped[what]) for what, says in found.items() if what in skipped), "a batch norm")
     return (
         f"step {step} skipped: loss {skipped['loss']}, gradient norm {skipped['gradient_norm']} "

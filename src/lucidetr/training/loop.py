@@ -304,7 +304,7 @@ class Run:
         if skipped := numbers.get("skipped"):
             self.log.write(clock.step, {"skipped": skipped, "seconds": clock.seconds})
             self.line.say(skip_sentence(clock.step, skipped))
-            self.guard.stop_if_lost(clock.step)
+            self.guard.stop_if_lost(clock.step, last=clock.progress >= 1.0)
             return
         if clock.step % LOG_EVERY and clock.step > 1 and clock.progress < 1.0:
             return
