@@ -72,6 +72,26 @@ def quiet() -> warnings.catch_warnings:
     return warnings.catch_warnings(action="ignore")
 
 
+def group_norm(
+    x: Float[Tensor, "batch channel h w"],
+    groups: int,
+    weight: Float[Tensor, " channel"],
+    bias: Float[Tensor, " channel"],
+    eps: float,
+    cudnn_enabled: bool,
+) -> Float[Tensor, "batch channel h w"]:
+    """Return group norm by means of means, one axis at a time.
+
+    torch's exporter writes it as instance norm, and engines sum its whole group in one go: on large maps whose values
+    lie far from zero, that was twenty times less exact than torch.
+    """
+    x = x.unflatten(1, (groups, -1))
+    x = x - x.mean(-1, keepdim=True).mean(-2, keepdim=True).mean(-3, keepdim=True)
+    variance = x.square().mean(-1, keepdim=True).mean(-2, keepdim=True).mean(-3, keepdim=True)
+    x = (x * (variance + eps).rsqrt()).flatten(1, 2)
+    return x * weight[:, None, None] + bias[:, None, None]
+
+
 def metadata(card: ModelCard) -> dict[str, str]:
     """Return what a file says of itself, as JSON: the card, and from it preprocessing and categories, for others."""
     values = to_dict(card)
@@ -85,7 +105,11 @@ def write_onnx(program: ExportedProgram, about: Mapping[str, str], path: Path) -
         imported(name, EXTRA)
     with quiet():
         written = torch.onnx.export(
-            program, dynamo=True, input_names=["images", "padding"], output_names=list(OUTPUTS), verbose=False
+            program.run_decompositions({torch.ops.aten.group_norm.default: group_norm}),
+            dynamo=True,
+            input_names=["images", "padding"],
+            output_names=list(OUTPUTS),
+            verbose=False,
         )
     assert written is not None
     axes = written.model.graph.inputs[0].shape
