@@ -116,6 +116,13 @@ def test_a_step_that_is_not_finite_leaves_the_run_as_if_it_had_not_been(tmp_path
     assert [name for name in a if not torch.equal(a[name], c[name])] == []
 
 
+def test_a_run_without_a_finite_step_says_so_at_its_end(tmp_path, monkeypatch):
+    config = replace(with_batch_norm(tmp_path / "run"), steps=3, evaluations=1, statistics=3)
+    planting = Planting(monkeypatch, dict.fromkeys(range(3), (0, "gradient")))
+    with pytest.raises(FloatingPointError, match="none of the 3 steps was finite"):
+        loop.train(config, planting.engine)
+
+
 LONG = 20  # steps of a run with numbers planted at random
 
 

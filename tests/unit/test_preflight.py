@@ -118,14 +118,41 @@ def test_normalisation_that_does_not_fit_is_noticed(scenes):
     assert any("--images.mean" in note for note in preflight.odd_pixels(scenes, part))
 
 
-@pytest.mark.parametrize("block", ["post_norm", "shared_norm", "no_residual"])
-def test_norms_of_nothing_are_refused_with_the_fix(tmp_path, scenes, block):
-    config, model = config_and_model()
-    quiet = replace(config.model, residual_start="zero", decoder_block=block)
-    with pytest.raises(InputError, match=f"decoder_block = {block}.*set --model.decoder-block pre_norm or"):
-        fly(tmp_path, replace(config, model=quiet), model, scenes)
-    for sound in (replace(quiet, decoder_block="pre_norm"), replace(quiet, queries="content"), config.model):
-        preflight.check_start(sound)
+QUIET = {"residual_start": "zero"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"decoder_block": "post_norm"},
+            "post_norm: .* norms of zeros.*--model.decoder-block pre_norm or",
+        ),
+        ({"decoder_block": "shared_norm"}, "decoder_block = shared_norm: .* norms of zeros"),
+        ({"decoder_block": "no_residual"}, "decoder_block = no_residual: .* nothing would pass"),
+        ({"decoder_block": "no_residual", "queries": "content"}, "decoder_block = no_residual: .* nothing would pass"),
+        (
+            {"decoder_block": "pre_norm", "encoder_block": "no_residual"},
+            "encoder_block = no_residual: .*--model.encoder-block",
+        ),
+    ],
+)
+def test_a_start_that_cannot_learn_is_refused_with_the_fix(tmp_path, scenes, changes, expected):
+    config, _ = config_and_model()
+    config = replace(config, model=replace(config.model, **QUIET, **changes))
+    with pytest.raises(InputError, match=expected):
+        fly(tmp_path, config, DETR(config.model), scenes)
+
+
+@pytest.mark.parametrize("changes", [{"decoder_block": "pre_norm"}, {"queries": "content"}])
+def test_other_quiet_starts_are_sound(changes):
+    config = replace(config_and_model()[0].model, **QUIET, **changes)
+    preflight.check_start(config, DETR(config))
+
+
+def test_trained_weights_have_no_quiet_start():
+    config, trained = config_and_model()
+    preflight.check_start(replace(config.model, **QUIET), trained)
 
 
 def test_more_objects_than_queries_are_refused_with_image_and_fix(tmp_path):

@@ -83,7 +83,7 @@ def group_norm(
     """Return group norm by means of means, one axis at a time.
 
     torch's exporter writes it as instance norm, and engines sum its whole group in one go: on large maps whose values
-    lie far from zero, that was twenty times less exact than torch.
+    lie far from zero, that was ten to a hundred times less exact than torch.
     """
     x = x.unflatten(1, (groups, -1))
     x = x - x.mean(-1, keepdim=True).mean(-2, keepdim=True).mean(-3, keepdim=True)

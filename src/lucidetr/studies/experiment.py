@@ -128,7 +128,7 @@ def run_one(
 ) -> Result:
     """Train once in a folder that is thrown away, and return what was measured; `read` reads more off the folder.
 
-    A run that was given up, after ten skipped steps in a row, has AP 0 and the number `diverged`.
+    A run that was given up, after ten skipped steps in a row or with no other, has AP 0 and the number `diverged`.
     """
     fit, own = choose_engine(config)
     folder = Path(tempfile.mkdtemp(prefix="study-"))

@@ -53,24 +53,23 @@ def ladder_table(results: list[Result]) -> str:
     ]
     for rung, config in climb():
         here = of_rung(results, "rung", rung)
-        rows.append(f"{described(rung, config, here)} {spread(aps(of_rung(results, 'without', rung)))} |")
+        rows.append(
+            f"{described(rung.name, rung.says, config, here)} {spread(aps(of_rung(results, 'without', rung)))} |"
+        )
     more = [
         "| off in every recipe | change | parameters | GFLOPs | images/s | AP of lucid-xs with it |",
         "|---|---|---|---|---|---|",
-        described(Rung("–", f"{LUCID_XS.recipe} itself", {}), LUCID_XS, of_rung(results, "rung", LADDER[-1])),
+        described("–", f"{LUCID_XS.recipe} itself", LUCID_XS, of_rung(results, "rung", LADDER[-1])),
     ]
-    more += [described(rung, beyond(rung), of_rung(results, "with", rung)) for rung in BESIDES]
+    more += [described(rung.name, rung.says, beyond(rung), of_rung(results, "with", rung)) for rung in BESIDES]
     return "\n".join([*rows, "", *more, "", *footnotes(results)])
 
 
-def described(rung: Rung, config: TrainConfig, results: list[Result]) -> str:
-    """Return a row of what a change is, how large and fast the model is with it, and its AP."""
+def described(name: str, says: str, config: TrainConfig, results: list[Result]) -> str:
+    """Return a row of what a model is, how large and fast it is, and its AP."""
     size = measure(config)
     speed = f"{statistics.mean(r.images_per_second for r in results):.0f}" if results else "–"
-    return (
-        f"| {rung.name} | {rung.says} | {size.parameters / 1e6:.2f} M | {size.gflops:.2f} | {speed} "
-        f"| {spread(aps(results))} |"
-    )
+    return f"| {name} | {says} | {size.parameters / 1e6:.2f} M | {size.gflops:.2f} | {speed} | {spread(aps(results))} |"
 
 
 def of_rung(results: list[Result], kind: str, rung: Rung) -> list[Result]:

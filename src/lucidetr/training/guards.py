@@ -103,7 +103,12 @@ class FiniteGuard:
 
     def stop_if_lost(self, step: int, last: bool) -> None:
         """Raise a FloatingPointError after ten skipped steps in a row, or at the last one if none was taken."""
-        if self.in_a_row >= MOST_IN_A_ROW or (last and self.in_a_row >= step):
+        if last and self.in_a_row >= step:
+            raise FloatingPointError(
+                f"none of the {step} steps was finite (metrics.jsonl names images and parts), so no weight has moved: "
+                "look at what the run starts from, at those images, and at --precision"
+            )
+        if self.in_a_row >= MOST_IN_A_ROW:
             raise FloatingPointError(
                 f"step {step}: {self.in_a_row} steps in a row were not finite and skipped (metrics.jsonl names images "
                 "and parts); lower --optimiser.lr, or look at those images. The last checkpoint is unharmed"
@@ -150,9 +155,11 @@ def first_gradient(model: nn.Module) -> str:
 
 def overflowing_gradient(model: nn.Module) -> str:
     """Return the parameter with the largest gradient where all are finite but the norm of all is not, else ""."""
-    largest = {n: float(p.grad.abs().max()) for n, p in model.named_parameters() if p.grad is not None}
-    norm = torch.tensor([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
-    overflows = not norm.isfinite() and all(math.isfinite(value) for value in largest.values())
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if not gradients or nn.utils.get_total_norm(list(gradients.values())).isfinite():
+        return ""
+    largest = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
+    overflows = all(math.isfinite(value) for value in largest.values())
     return max(largest, key=lambda name: largest[name]) if overflows else ""
 
 

@@ -20,6 +20,7 @@ from lucidetr.data.sheet import CELL, arrange, draw_batch
 from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import evaluate
 from lucidetr.evaluation.detect import detect
+from lucidetr.layers.attention import MultiHeadAttention
 from lucidetr.models.detr import DETR
 from lucidetr.structures import Batch
 from lucidetr.training.checkpoint import write_atomically
@@ -41,12 +42,12 @@ def preflight(
 ) -> None:
     """Look at data, model and memory before the first step, and say what is odd.
 
-    What would make the run worthless is an InputError: a start without gradients, an image with more objects than
+    What would make the run worthless is an InputError: a start that cannot learn, an image with more objects than
     queries, a batch that does not fit into memory. The run itself is left as it was, bit for bit: all is tried on a
     copy, and the random state is put back. The first batch is drawn into the file `drawing`, if one is named;
     `precision` is opened around forward passes; `say` prints a line.
     """
-    check_start(config.model)
+    check_start(config.model, model)
     check_queries(config, dataset.annotations)
     say(expectation(config, len(dataset)))
     device = next(model.parameters()).device
@@ -72,16 +73,27 @@ def preflight(
             say(learn_by_heart(config, model, dataset, precision))
 
 
-def check_start(model: ModelConfig) -> None:
-    """Refuse branches that start at zero where a norm follows each sum and queries start without content.
+def check_start(config: ModelConfig, model: nn.Module) -> None:
+    """Refuse branches that start at zero where nothing leads around them, or where they would leave norms of zeros.
 
-    Such a query stays a vector of zeros, which every norm divides by √ε; each multiplies its gradient by 316.
+    The paper's queries start without content. While all branches are zero, a norm after each sum divides a vector of
+    zeros by √ε, and so multiplies its gradient by 316. Trained weights have no such start.
     """
-    if (model.residual_start, model.queries) == ("zero", "learned") and model.decoder_block != "pre_norm":
+    outputs = [part.output.weight for part in model.modules() if isinstance(part, MultiHeadAttention)]
+    if config.residual_start != "zero" or any(bool(weight.any()) for weight in outputs):
+        return
+    for name in ("encoder_block", "decoder_block"):
+        block = getattr(config, name)
+        if block == "no_residual":
+            why = "no path leads around them, so nothing would pass"
+        elif name == "decoder_block" and config.queries == "learned" and block != "pre_norm":
+            why = "queries without content would be norms of zeros, and their gradients without bound"
+        else:
+            continue
         raise InputError(
-            f"model.residual_start = zero and model.decoder_block = {model.decoder_block}: queries without content "
-            "would be norms of zeros, and their gradients without bound: set --model.decoder-block pre_norm or "
-            "--model.residual-start xavier (--preflight off trains all the same)"
+            f"model.residual_start = zero and model.{name} = {block}: branches start at zero, and {why}: set "
+            f"--model.{name.replace('_', '-')} pre_norm or --model.residual-start xavier (--preflight off trains all "
+            "the same)"
         )
 
 
