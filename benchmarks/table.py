@@ -130,6 +130,7 @@ def growth(lines: Sequence[Line]) -> str:
 
 def large_data(lines: Sequence[Line]) -> str:
     """Return what a data set of COCO's size costs, and the targets."""
+    lines = sorted(lines, key=lambda each: each["when"])
     line = lines[-1]
     reading, start, libraries = (line[name] for name in ("reading", "start", "libraries"))
     above = reading["peak_mb"] - libraries["peak_mb"]
