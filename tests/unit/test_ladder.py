@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+from matplotlib.figure import Figure
 
 from lucidetr.fields import difference, from_dict, to_dict
 from lucidetr.recipes import BESIDES, DETR_XS, LADDER, LUCID_XS, beyond, climb, without
@@ -101,7 +102,7 @@ def test_a_study_writes_a_line_for_each_run_and_does_nothing_twice(two, monkeypa
     monkeypatch.setattr(experiment, "train", None)  # whoever trains now fails
     ladder.study(file.parent, Plan(SECOND, seeds=1, data=data))
     assert file.read_bytes() == before
-    assert {path.name for path in file.parent.iterdir()} == {"ladder.jsonl", "ladder.md"}
+    assert {path.name for path in file.parent.iterdir()} == {"ladder.jsonl", "ladder.md", "ladder.png"}
 
 
 @pytest.fixture
@@ -169,6 +170,33 @@ def test_the_page_shows_mean_and_deviation_over_the_seeds(tmp_path, monkeypatch)
     assert [row.split("|")[1].strip() for row in besides] == ["–", *(rung.name for rung in BESIDES)]
     assert besides[1].endswith("| 20 | 0.700 |")
     assert besides[2].endswith("| – | – |")
+
+
+def test_the_answer_orders_what_each_change_takes_or_brings_and_says_what_the_seeds_tell():
+    last = LADDER[-1].name
+    runs = [result(name="selected", ap=0.3), result(name="detr-xs", ap=0.001)]
+    runs += [result(name=last, seed=seed, ap=0.6) for seed in (0, 1)]
+    for name, all_aps in {"rate": (0.5, 0.52), "bell": (0.7, 0.5), "sigmoid": (0.1, 0.1)}.items():
+        runs += [result(kind="without", name=name, seed=seed, ap=ap) for seed, ap in enumerate(all_aps)]
+    runs += [result(kind="with", name="sides", ap=0.65)]
+    climbed, without_each, apart, with_each, few = ladder.sentences(runs)
+    assert climbed == "Going up, the first rung with an AP above 0.01 is selected; lucid-xs has 0.600 ± 0.000."
+    assert without_each == "lucid-xs without each, in points of AP: sigmoid -50.0, rate -9.0, bell +0.0."
+    assert apart == "Told apart from lucid-xs: sigmoid, rate."
+    assert with_each == "lucid-xs with each, in points of AP: sides +5.0."
+    assert few == "One seed, which tells nothing of a few points."
+
+
+def test_the_figure_has_a_bar_for_every_run_and_a_line_for_lucid_xs():
+    last = LADDER[-1].name
+    runs = [result(name=last, ap=0.6), result(kind="without", name="rate", ap=0.5), result(kind="with", name="sides")]
+    figure = Figure()
+    ladder.draw_ladder(figure, runs)
+    for axes, width, rows in zip(figure.axes, (0.6, 0.5, 0.25), (LADDER, LADDER[1:], BESIDES), strict=True):
+        (bar,) = axes.patches
+        assert bar.get_width() == width
+        assert [each.get_text() for each in axes.get_yticklabels()] == [rung.name for rung in rows]
+        assert axes.lines[-1].get_xdata()[0] == 0.6
 
 
 def test_a_page_without_a_measurement_says_how_to_make_one(tmp_path, monkeypatch):

@@ -8,26 +8,50 @@ stopped and gone on with, and two processes can share it.
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lucidetr.config import TrainConfig
 from lucidetr.errors import InputError
 from lucidetr.models.size import measure
 from lucidetr.recipes import BESIDES, LADDER, LUCID_XS, Rung, beyond, climb, without
-from lucidetr.studies.experiment import FEW_DATA, Plan, Result, aps, chosen, read_results, run_grid, run_one, spread
+from lucidetr.studies.experiment import (
+    FEW_DATA,
+    Plan,
+    Result,
+    aps,
+    chosen,
+    gains,
+    read_results,
+    run_grid,
+    run_one,
+    spread,
+    told,
+)
+from lucidetr.studies.page import Page, draw_bars, save, write_page
 
 MEASURED = Path(__file__).with_name("ladder.jsonl")  # what the project's own table shows
 USUAL = Plan(minutes=2.0, seeds=3)
 QUICK = Plan(minutes=0.02, seeds=1, data=FEW_DATA, quick=True)
+LEARNED = 0.01  # an AP above it is not chance
 
 
 def study(folder: Path, plan: Plan) -> Path:
-    """Run the study and write its table; return the page."""
+    """Run the study, draw and write the page."""
     file = folder / "ladder.jsonl"
     run_grid(file, contenders(), plan, run_one)
     results = read_results(file)
-    page = file.with_suffix(".md")
-    page.write_text(ladder_table([r for c in contenders() for r in chosen(results, c, plan)]) + "\n", encoding="utf-8")
-    return page
+    trained = [r for c in contenders() for r in chosen(results, c, plan)]
+    bars = save(folder / "ladder.png", (12, 5.5), lambda f: draw_ladder(f, trained))
+    page = Page(
+        title="The ladder",
+        question=__doc__ or "",
+        figures=(
+            (bars, f"AP of each rung, of {LUCID_XS.recipe} without each change, and with each that is off in it."),
+        ),
+        tables=(ladder_table(trained),),
+        answer=tuple(sentences(trained)),
+    )
+    return write_page(folder, "ladder", page, plan, trained)
 
 
 def contenders() -> Iterator[tuple[str, str, TrainConfig]]:
@@ -92,3 +116,37 @@ def footnotes(results: list[Result]) -> list[str]:
         f"at {some.side or LUCID_XS.images.size} pixels, {seeds} seed(s), {some.precision}; "
         f"{LUCID_XS.recipe} itself is the last rung."
     ]
+
+
+def sentences(results: list[Result]) -> Iterator[str]:
+    """Yield where learning begins on the way up, and what each change takes from lucid-xs or brings to it."""
+    base = of_rung(results, "rung", LADDER[-1])
+    begun = next((r.name for r in LADDER if any(ap > LEARNED for ap in aps(of_rung(results, "rung", r)))), "none")
+    yield f"Going up, the first rung with an AP above {LEARNED} is {begun}; {LUCID_XS.recipe} has {spread(aps(base))}."
+    for kind, rungs in (("without", LADDER[1:]), ("with", BESIDES)):
+        every = {rung.name: gains(of_rung(results, kind, rung), base) for rung in rungs}
+        measured = {name: values for name, values in every.items() if values}
+        if not measured:
+            continue
+        order = sorted(measured, key=lambda name: statistics.fmean(measured[name]))
+        points = ", ".join(f"{name} {100 * statistics.fmean(measured[name]):+.1f}" for name in order)
+        yield f"{LUCID_XS.recipe} {kind} each, in points of AP: {points}."
+        apart = ", ".join(name for name in order if told(measured[name])) or "none"
+        several = any(len(values) > 1 for values in measured.values())
+        yield (
+            f"Told apart from {LUCID_XS.recipe}: {apart}."
+            if several
+            else "One seed, which tells nothing of a few points."
+        )
+
+
+def draw_ladder(figure: Any, results: list[Result]) -> None:
+    """Draw the AP of every rung, of lucid-xs without each change, and with each that is off in it."""
+    base, panels = of_rung(results, "rung", LADDER[-1]), figure.subplots(1, 3, sharex=True)
+    kinds = (("rung", LADDER, "each rung"), ("without", LADDER[1:], "without"), ("with", BESIDES, "with"))
+    for axes, (kind, rungs, title) in zip(panels, kinds, strict=True):
+        values = {rung.name: aps(of_rung(results, kind, rung)) for rung in rungs}
+        draw_bars(axes, values, "AP")
+        axes.set_title(title if kind == "rung" else f"{LUCID_XS.recipe} {title}")
+        if base:
+            axes.axvline(statistics.fmean(aps(base)), color="tab:orange", linewidth=1)
