@@ -26,7 +26,8 @@ from lucidetr.training.optimiser import build_optimiser, rate, set_rate
 from lucidetr.training.precision import autocast
 
 CPU = torch.device("cpu")
-D_MODEL, HEADS, LAYERS, QUERIES = 128, 4, 3, 30
+D_MODEL, HEADS, LAYERS = 128, 4, 3
+QUERIES = 30  # where nothing else is asked
 RESNET: dict[str, Any] = {
     "embedding_size": 32,
     "hidden_sizes": [32, 64, 128, 256],
@@ -38,7 +39,6 @@ SHARED: dict[str, Any] = {
     "encoder_attention_heads": HEADS,
     "decoder_attention_heads": HEADS,
     "decoder_layers": LAYERS,
-    "num_queries": QUERIES,
     "attn_implementation": "eager",  # on a CPU never slower than fused attention, in bf16 faster
 }
 TWO_STAGE = SHARED | {
@@ -50,14 +50,20 @@ TWO_STAGE = SHARED | {
 }
 
 
-def build_detr(classes: int) -> nn.Module:
+def build_detr(classes: int, queries: int) -> nn.Module:
     """Return DETR with a ResNet-18 of half its width whose last stage is dilated, 4.3 million parameters."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
     backbone = ResNetConfig(out_features=["stage4"], **RESNET)
     sizes = {"encoder_layers": LAYERS, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512}
     config = DetrConfig(
-        use_timm_backbone=False, backbone_config=backbone, num_labels=classes, auxiliary_loss=True, **SHARED, **sizes
+        use_timm_backbone=False,
+        backbone_config=backbone,
+        num_labels=classes,
+        num_queries=queries,
+        auxiliary_loss=True,
+        **SHARED,
+        **sizes,
     )
     peer = DetrForObjectDetection(config).requires_grad_(True)
     resnet = peer.model.backbone.model
@@ -71,16 +77,16 @@ def build_detr(classes: int) -> nn.Module:
     return peer
 
 
-def build_rtdetrv2(classes: int) -> nn.Module:
+def build_rtdetrv2(classes: int, queries: int) -> nn.Module:
     """Return RT-DETRv2 with a ResNet-18 of half its width, 4.8 million parameters."""
     from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection
 
     sizes = {"encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "hidden_expansion": 0.5}
-    config = RTDetrV2Config(**three_maps(), num_labels=classes, **TWO_STAGE, **sizes)
+    config = RTDetrV2Config(**three_maps(), num_labels=classes, num_queries=queries, **TWO_STAGE, **sizes)
     return start_two_stage(RTDetrV2ForObjectDetection(config))
 
 
-def build_dfine(classes: int) -> nn.Module:
+def build_dfine(classes: int, queries: int) -> nn.Module:
     """Return D-FINE of about its published size N on RT-DETR's ResNet, 4.8 million parameters.
 
     From random weights that backbone gave several times the AP of its own HGNetV2-B0 in the first minute. The loss is
@@ -90,7 +96,7 @@ def build_dfine(classes: int) -> nn.Module:
     from transformers import DFineConfig, DFineForObjectDetection
 
     sizes = {"encoder_ffn_dim": 512, "decoder_ffn_dim": 512, "hidden_expansion": 0.34, "depth_mult": 0.5}
-    config = DFineConfig(**three_maps(), num_labels=classes, **TWO_STAGE, **sizes)
+    config = DFineConfig(**three_maps(), num_labels=classes, num_queries=queries, **TWO_STAGE, **sizes)
     return start_two_stage(DFineForObjectDetection(config))
 
 
@@ -102,21 +108,21 @@ def three_maps() -> dict[str, Any]:
     return {"backbone_config": backbone, "encoder_in_channels": RESNET["hidden_sizes"][1:]}
 
 
-PEERS: dict[str, Callable[[int], nn.Module]] = {
+PEERS: dict[str, Callable[[int, int], nn.Module]] = {
     "transformers-detr": build_detr,
     "transformers-rtdetrv2": build_rtdetrv2,
     "transformers-dfine": build_dfine,
 }
 
 
-def build(name: str, classes: int) -> nn.Module:
+def build(name: str, classes: int, queries: int = QUERIES) -> nn.Module:
     """Return the peer of that name with random weights, its loss computed in float32 whatever the autocast."""
     if name not in PEERS:
         raise InputError(f"unknown peer {name}: {did_you_mean(name, PEERS)}")
     from transformers import logging
 
     logging.set_verbosity_error()  # of the config's rarer fields
-    peer = PEERS[name](classes)
+    peer = PEERS[name](classes, queries)
     peer.loss_function = in_full_precision(peer.loss_function)
     return peer
 
@@ -247,7 +253,7 @@ def measure_ways(name: str, config: TrainConfig, runs: int = 5) -> dict[Way, flo
         batches = [parts[0] for parts in islice(steps, 2)]
 
     def contender(way: Way) -> Callable[[], None]:
-        peer = way.prepare(build(name, classes)).train()
+        peer = way.prepare(build(name, classes, config.model.num_queries)).train()
         optimiser = build_optimiser(peer, config.optimiser)
 
         def work() -> None:
@@ -264,7 +270,7 @@ def train_peer(name: str, config: TrainConfig, way: Way, other: Dataset | None =
     """Train a peer for the config's minutes and evaluate it on the way, the last time on `other` too."""
     train_set, val_set, _ = open_training_data(config)
     torch.manual_seed(config.seed)
-    peer = way.prepare(build(name, len(train_set.annotations.categories))).train()
+    peer = way.prepare(build(name, len(train_set.annotations.categories), config.model.num_queries)).train()
     optimiser = build_optimiser(peer, config.optimiser)
     average = MovingAverage(peer, config.optimiser.ema)
     clock, now = Clock(steps=0, minutes=config.minutes), stopwatch(config, CPU)

@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from benchmarks.measure import provenance
-from benchmarks.peers import PEERS, Course, Way, measure_ways, train_peer
+from benchmarks.peers import PEERS, QUERIES, Course, Way, measure_ways, train_peer
 from lucidetr.config import OptimiserConfig, TrainConfig
 from lucidetr.data.dataset import Dataset, open_dataset
 from lucidetr.deployment.detector import load
@@ -61,6 +61,10 @@ class Options:
     """How peers compute. fastest: measured for each of them and each batch, with and without channels_last."""
     augmentation: str = "lucid-xs"
     """All contenders get the augmentation and the pixel normalisation of this recipe."""
+    turns: bool = False
+    """Mirror pictures both ways and turn them by quarters, too: for pictures without an up and a left."""
+    queries: int = 0
+    """Of every contender, more than a picture has objects. 0: 30 of a peer, and a recipe's own."""
     evaluations: int = 10
     threads: int = 1
     clock: Literal["wall", "processor"] = "wall"
@@ -185,18 +189,23 @@ class Bench:
         """Return what every line says about a contender."""
         options = self.options
         same = {"data": options.data, "side": options.side, "threads": options.threads, "clock": options.clock}
-        return same | {"contender": name, "batch": batch}
+        asked = {"turns": options.turns, "queries": options.queries}
+        return same | {"contender": name, "batch": batch} | {key: value for key, value in asked.items() if value}
 
     def config(self, name: str, seed: int, batch: int, lr: float) -> TrainConfig:
         """Return a recipe's config, or for a peer one with its batch and optimiser, on the images that all share."""
         options, shared = self.options, recipe(self.options.augmentation)
         peer = replace(shared, recipe=name, optimiser=replace(PEER_OPTIMISER, lr=lr, backbone_lr=lr))
+        base = replace(peer, batch=batch, micro_batch=batch) if name in PEERS else recipe(name)
+        queries = options.queries or (QUERIES if name in PEERS else base.model.num_queries)
+        flips = {"flip": 0.5, "flip_vertical": 0.5, "turn": 0.5} if options.turns else {}
         return replace(
-            replace(peer, batch=batch, micro_batch=batch) if name in PEERS else recipe(name),
+            base,
+            model=replace(base.model, num_queries=queries),
             data=options.data,
             bad_boxes=options.bad_boxes,
             images=replace(shared.images, resize="square", size=options.side),
-            augmentation=replace(shared.augmentation, scales=(), crop=0.0),
+            augmentation=replace(shared.augmentation, scales=(), crop=0.0, **flips),
             minutes=options.minutes,
             evaluations=options.evaluations,
             seed=seed,

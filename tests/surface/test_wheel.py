@@ -1,5 +1,6 @@
 """The package as its users get it: built, installed in an empty environment, run."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -29,9 +30,13 @@ def test_the_wheel_holds_the_sources_and_nothing_else(wheel):
     assert packed == {p.relative_to(ROOT / "src").as_posix(): p.read_bytes() for p in sources}
 
 
-def environment(folder):
+@pytest.fixture
+def python(tmp_path):
+    """An empty environment's Python. With all dependencies it holds 6 GB, so it goes even where a test fails."""
+    folder = tmp_path / "env"
     venv.create(folder, with_pip=True)
-    return folder / "bin" / "python"
+    yield folder / "bin" / "python"
+    shutil.rmtree(folder)
 
 
 def run_installed(python, cwd):
@@ -48,9 +53,8 @@ def run_installed(python, cwd):
 
 
 @pytest.mark.slow
-def test_the_wheel_runs_in_an_environment_of_its_own(wheel, tmp_path):
+def test_the_wheel_runs_in_an_environment_of_its_own(wheel, python, tmp_path):
     """The dependencies are borrowed from the tests' environment; the package itself is only the wheel."""
-    python = environment(tmp_path / "env")
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
     site = next((tmp_path / "env").rglob("site-packages"))
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
@@ -58,8 +62,7 @@ def test_the_wheel_runs_in_an_environment_of_its_own(wheel, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_installs_all_that_it_needs(wheel, tmp_path):
-    python = environment(tmp_path / "env")
+def test_the_wheel_installs_all_that_it_needs(wheel, python, tmp_path):
     constraints = str(ROOT / "constraints.txt")
     command = [python, "-m", "pip", "install", "--quiet", "-c", constraints, str(wheel)]
     subprocess.run(command, check=True, timeout=1200)

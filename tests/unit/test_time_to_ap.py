@@ -136,3 +136,17 @@ def test_all_contenders_share_their_images(bench):
     assert (ours.images.resize, ours.images.size) == ("square", 64)
     assert ours.model == recipe("detr-xs").model
     assert (ours.batch, peer.batch, peer.optimiser.lr) == (16, 4, 1e-3)
+
+
+def test_all_contenders_get_the_queries_and_turns_that_are_asked_for(bench, peers):
+    plain, asked = (
+        bench.Bench(options, bench.Journal(Path("none")))
+        for options in (bench.Options(), bench.Options(turns=True, queries=60))
+    )
+    names = ("lucid-xs", "transformers-rtdetrv2")
+    assert [plain.config(name, 0, 8, 1e-3).model.num_queries for name in names] == [25, 30]
+    for config in (asked.config(name, 0, 8, 1e-3) for name in names):
+        assert config.model.num_queries == 60
+        assert (config.augmentation.flip, config.augmentation.flip_vertical, config.augmentation.turn) == (0.5,) * 3
+    assert peers.build(names[1], 10, 60).config.num_queries == 60
+    assert plain.settings(names[0], 16).keys() == asked.settings(names[0], 16).keys() - {"turns", "queries"}
