@@ -1,6 +1,8 @@
 """The reader of long JSON files says what json.loads says, wherever its window ends."""
 
+import gc
 import json
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, settings
@@ -124,3 +126,24 @@ def test_spaces_after_an_outline_cost_no_time(tmp_path):
     text = '{"long": [{"segmentation": [[1]' + " " * 200_000 + "x"
     with pytest.raises(json.JSONDecodeError):
         read(tmp_path / "spaces.json", text, window=1 << 20)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("text", ['{"long": [1]}', '{"long": [1', '{"long": [refused]}'])
+def test_the_search_for_cycles_goes_on_as_it_was(tmp_path, text, enabled):
+    path, seen = tmp_path / "some.json", []
+    path.write_text(text.replace("refused", "NaN"), encoding="utf-8")
+
+    def refuse(word):
+        raise ValueError(word)
+
+    try:
+        if not enabled:
+            gc.disable()
+        with nullcontext() if text.endswith("[1]}") else pytest.raises(ValueError):
+            long_json.read_json(path, {"long": lambda first, items: seen.append(gc.isenabled())}, refuse)
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+    assert not any(seen)
+    assert seen or not text.endswith("[1]}")
