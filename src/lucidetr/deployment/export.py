@@ -86,10 +86,14 @@ def group_norm(
     lie far from zero, that was ten to a hundred times less exact than torch.
     """
     x = x.unflatten(1, (groups, -1))
-    x = x - x.mean(-1, keepdim=True).mean(-2, keepdim=True).mean(-3, keepdim=True)
-    variance = x.square().mean(-1, keepdim=True).mean(-2, keepdim=True).mean(-3, keepdim=True)
-    x = (x * (variance + eps).rsqrt()).flatten(1, 2)
-    return x * weight[:, None, None] + bias[:, None, None]
+    x = x - mean_of_means(x)
+    x = x * (mean_of_means(x.square()) + eps).rsqrt()
+    return x.flatten(1, 2) * weight[:, None, None] + bias[:, None, None]
+
+
+def mean_of_means(x: Float[Tensor, "batch group channel h w"]) -> Float[Tensor, "batch group 1 1 1"]:
+    """Return the mean over each group of channels, over one axis after the other."""
+    return x.mean(-1, keepdim=True).mean(-2, keepdim=True).mean(-3, keepdim=True)
 
 
 def metadata(card: ModelCard) -> dict[str, str]:
