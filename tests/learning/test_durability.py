@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import re
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lucidetr.errors import InputError
 from lucidetr.training import loop
 from lucidetr.training.checkpoint import load_newest_training
+from lucidetr.training.interrupt import Stopped
 from lucidetr.training.run_log import read_metrics
 from run_tools import tiny
 from surface_tools import lucidetr
@@ -151,6 +154,54 @@ def test_a_picture_deleted_during_a_run_is_one_line_and_nothing_is_lost(tmp_path
     picture.write_bytes(pixels)
     monkeypatch.setattr(loop.Run, "step", step)
     loop.train(short(tmp_path / "cut", data=data, workers=workers, cache_gb=0.0, resume=True))
+    assert fate(tmp_path / "cut") == fate(whole)
+
+
+def test_a_validation_picture_that_breaks_during_a_run_loses_nothing(tmp_path, monkeypatch):
+    """It is met in an evaluation: the step before is saved, and what is resumed evaluates first."""
+    data = str(plant(tmp_path / "data"))
+    how = {"data": data, "cache_gb": 0.0, "save_minutes": 1000.0}
+    whole = loop.train(short(tmp_path / "whole", **how))
+    picture, step = tmp_path / "data" / "val" / "2.png", loop.Run.step
+    pixels = picture.read_bytes()
+
+    def breaking(self, parts):
+        if self.clock.step == 4:
+            picture.write_bytes(b"broken")
+        return step(self, parts)
+
+    monkeypatch.setattr(loop.Run, "step", breaking)
+    with pytest.raises(InputError, match=r"val/2\.png: not an image .* \(saved after step 5; --resume goes on"):
+        loop.train(short(tmp_path / "cut", **how))
+    monkeypatch.setattr(loop.Run, "step", step)
+    with pytest.raises(InputError, match=r"saved after step 5; --resume"):
+        loop.train(short(tmp_path / "cut", **how, resume=True))
+    picture.write_bytes(pixels)
+    loop.train(short(tmp_path / "cut", **how, resume=True))
+    assert fate(tmp_path / "cut") == fate(whole)
+
+
+@pytest.mark.parametrize("step", [3, STEPS])
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, monkeypatch, step):
+    """Nor is it begun for nothing: the last one, too, is made up for when the run is resumed."""
+    whole = loop.train(short(tmp_path / "whole"))
+    detect, looks = loop.detect, []
+
+    def interrupted(*args, progress, **kwargs):
+        def look_up(done):
+            looks.append(done)
+            if len(looks) == 2 * (step - 1) + 1:  # two batches of pictures in each evaluation
+                signal.raise_signal(signal.SIGTERM)
+            progress(done)
+
+        return detect(*args, progress=look_up, **kwargs)
+
+    monkeypatch.setattr(loop, "detect", interrupted)
+    with pytest.raises(Stopped):
+        loop.train(short(tmp_path / "cut"))
+    assert len(looks) == 2 * (step - 1) + 1, "the rest of the pictures was not looked at"
+    assert max(line["step"] for line in read_metrics(tmp_path / "cut") if "val/AP" in line) == step - 1
+    loop.train(short(tmp_path / "cut", resume=True))
     assert fate(tmp_path / "cut") == fate(whole)
 
 

@@ -113,6 +113,15 @@ FAULTS = {
     ),
     "an area that is a text": (content(annotations=[ANNOTATION | {"area": "abc"}]), "annotation 3 has area 'abc'"),
     "an area of nothing": (content(annotations=[ANNOTATION | {"area": None}]), "annotation 3 has area None"),
+    "a crowd that is a text": (content(annotations=[ANNOTATION | {"iscrowd": "1"}]), "annotation 3 has iscrowd '1'"),
+    "a crowd of two": (
+        content(annotations=[ANNOTATION | {"iscrowd": 2}]),
+        "annotation 3 has iscrowd 2; expected 0 or 1",
+    ),
+    "a file twice": (
+        content(images=[IMAGE, IMAGE | {"id": 5}]),
+        "images 11 and 5 are the same file a.png; keep one entry",
+    ),
     "nothing left inside": (content(annotations=[ANNOTATION | {"bbox": [40, 2, 1.5, 10]}]), "has no area"),
     "corners": (
         content(annotations=[ANNOTATION | {"bbox": [20, 15, 38, 28]}]),
@@ -134,6 +143,13 @@ def test_bad_boxes_can_be_dropped_or_cut(folder):
     read = read_coco(write(folder, content(annotations=annotations)), folder, bad_boxes="drop")
     assert read.annotation_ids.tolist() == [1, 3]
     assert read.boxes_xywh.tolist() == [[30, 2, 10, 10], [1, 1, 5, 5]]
+    assert read.areas.tolist() == [100, 25]
+    assert read.mended == "of 4 boxes, 2 left out and 1 cut at the picture's edge"
+
+
+def test_the_area_of_a_box_that_is_cut_is_that_of_what_is_left(folder):
+    stated = ANNOTATION | {"bbox": [30, 2, 20, 10], "area": 180.0}
+    assert read_coco(write(folder, content(annotations=[stated])), folder, bad_boxes="drop").areas.tolist() == [100]
 
 
 def test_rounding_over_the_edge_is_no_fault(folder):

@@ -3,6 +3,8 @@
 import json
 import pickle
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from lucidetr.config import AugmentationConfig, ImageConfig, TrainConfig
 from lucidetr.data.batching import (
     CountFrom,
     Steps,
+    allow_open_files,
     build_augmentation,
     evaluation_batches,
     step_samples,
@@ -81,6 +84,9 @@ def test_what_cannot_be_decoded_names_the_file(tmp_path):
     path.write_bytes(path.read_bytes()[:900])
     with pytest.raises(InputError, match=r"a\.jpg: damaged or truncated image of 900 bytes"):
         read_image(path)
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(InputError, match=r"folder\.jpg: cannot be read \(Is a directory\)"):
+        read_image(tmp_path / "folder.jpg")
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "f.tif")
     with pytest.raises(InputError, match=r"f\.tif: pixel mode F"):
         read_image(tmp_path / "f.tif")
@@ -156,12 +162,13 @@ def test_boxes_follow_the_picture(kind, seed, top, left, height, width):
     torch.testing.assert_close(moved.boxes_xyxy[0], torch.tensor([x0, y0, x1, y1]).float(), rtol=0, atol=1.6)
 
 
-def test_the_same_seed_gives_the_same_change_and_leaves_the_global_state_alone():
+def test_the_same_seed_gives_the_same_change_and_leaves_the_global_state_alone(monkeypatch):
     config = recipe("detr-xs")
     change = Augmentation(config.augmentation, config.images)
     image = torch.from_numpy(picture(128, 128)).permute(2, 0, 1)
     target = Target(torch.tensor([[10.0, 10.0, 50.0, 60.0]]), torch.tensor([1]))
     before = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs' dropout was seeded"))
     first, again, other = (change(image, target, seed) for seed in (1, 1, 2))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first[0], again[0])
@@ -193,6 +200,50 @@ def test_batches_do_not_depend_on_where_a_run_starts_or_who_reads(workers):
             assert a.image_ids == b.image_ids
             assert torch.equal(a.images, b.images)
             assert torch.equal(a.boxes_cxcywh, b.boxes_cxcywh)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+@pytest.mark.parametrize(
+    ("limits", "set_to"), [((1024, 8192), [(4096, 8192)]), ((4096, 4096), []), ((1024, -1), [(4096, -1)])]
+)
+def test_as_many_files_may_be_open_as_the_parts_of_steps_under_way_need(monkeypatch, limits, set_to):
+    """256 images by twos in two processes: 128 parts of five tensors, two steps ahead each."""
+    import resource
+
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, both: asked.append(both))
+    allow_open_files(workers=2, parts=128)
+    assert asked == set_to
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 2048))
+    with pytest.raises(
+        InputError, match=r"--workers 2 with a batch in 128 parts can need 4,096 open files.*allows 2,048"
+    ):
+        allow_open_files(workers=2, parts=128)
+
+
+FEW_FILES = """
+import resource
+from dataclasses import replace
+from lucidetr.config import ImageConfig
+from lucidetr.data.batching import training_steps
+from lucidetr.data.dataset import open_dataset
+
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+dataset = open_dataset("generated:digits?size=32&digit=10-12&objects=1-2&train=40&val=1", "train")
+images = ImageConfig(resize="square", size=32)
+steps = training_steps(dataset, images, None, seed=0, batch=120, micro_batch=1, workers=1)
+for _ in range(3):
+    print(len(next(steps)))
+steps.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_many_parts_come_through_where_few_files_may_be_open():
+    done = subprocess.run([sys.executable, "-c", FEW_FILES], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["120"] * 3, done.stderr
 
 
 def test_evaluation_sees_every_image_once_in_order():
@@ -250,6 +301,8 @@ def test_digits_do_not_overlap_and_scenes_do_not_depend_on_the_number():
         ("generated:digits?size=20", "digits of 14…47 pixels in a picture of 20"),
         ("generated:digits?objects=9-3", "is no data set"),
         ("generated:digits?train=1-2", "expected one number"),
+        ("generated:digits?__class__=3", "unknown parameter __class__"),
+        ("generated:digits?size=²", "size = '²'; expected a number"),
     ],
 )
 def test_generated_names_that_mean_nothing_are_refused(name, message):
@@ -330,6 +383,20 @@ def test_a_set_without_validation_is_split_the_same_way_each_time(tmp_path):
     whole = open_dataset(str(tmp_path), "train")
     index = int(val.annotations.image_ids[1]) - 1
     assert torch.equal(val.image(1), whole.image(index))
+
+
+def test_what_dropping_bad_boxes_did_is_said(tmp_path):
+    write_splits(
+        open_splits("generated:digits?train=3&val=2&size=48&digit=14-20&objects=2-2"), tmp_path / "set", "coco"
+    )
+    path = tmp_path / "set" / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    content["annotations"][1]["bbox"][:2] = [40, 40]
+    path.write_text(json.dumps(content))
+    number = len(content["annotations"])
+    _, _, notes = open_training_data(TrainConfig(data=str(tmp_path / "set"), bad_boxes="drop"))
+    assert notes == [f"{tmp_path / 'set'}, train (COCO): of {number} boxes, 1 left out and 1 cut at the picture's edge"]
 
 
 def test_splits_with_other_categories_are_refused(tmp_path):

@@ -383,6 +383,35 @@ def test_a_fault_of_another_form_is_found(tmp_path, form, kind):
     assert re.search(message, mine[0]), mine[0]
 
 
+def test_what_the_disk_refuses_is_named_and_the_rest_is_looked_at(sound, tmp_path, monkeypatch):
+    """Two pictures and a file of annotations without rights; root may read all, so the disk is played."""
+    folder = copy_of(sound, tmp_path / "set")
+    changed("annotations", 5, bbox=[1, 2, 0, 4])(folder)
+    forbidden, real_bytes, real_text = (
+        {folder / "train" / "3.png", folder / "train" / "4.png"},
+        Path.read_bytes,
+        Path.read_text,
+    )
+
+    def refuse(read):
+        def reading(path, *args, **kwargs):
+            if path in forbidden:
+                raise PermissionError(13, "Permission denied", str(path))
+            return read(path, *args, **kwargs)
+
+        return reading
+
+    monkeypatch.setattr(Path, "read_bytes", refuse(real_bytes))
+    monkeypatch.setattr(Path, "read_text", refuse(real_text))
+    found = [(finding.kind, finding.text) for finding in diagnose(folder).findings if finding.severity == "error"]
+    assert [kind for kind, _ in found].count("image-unreadable") == 2
+    assert any(f"{folder}/train/3.png: cannot be read (Permission denied)" in text for _, text in found)
+    assert any("annotation 6: box [1, 2, 0, 4] has no area" in text for _, text in found)
+    forbidden.add(folder / "annotations" / "val.json")
+    (kind,) = [finding.kind for finding in diagnose(folder).findings if "val.json" in finding.text]
+    assert kind == "json-unreadable"
+
+
 def test_more_than_sixty_kinds_are_planted():
     assert len(COCO) + len(YOLO) + len(VOC) >= 60
 

@@ -14,6 +14,7 @@ from lucidetr.data.dataset import open_dataset
 from lucidetr.data.export import divide, open_splits, write_splits
 from lucidetr.data.sheet import draw_sheet
 from lucidetr.data.splits import find_splits
+from lucidetr.data.voc import find_voc
 from lucidetr.errors import InputError
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
@@ -86,6 +87,33 @@ def test_voc_beside_its_pictures_is_read(tmp_path):
     assert len(open_dataset(str(tmp_path), "val")) == 1
 
 
+def test_what_only_sounds_like_a_split_hides_none(tmp_path):
+    """A file, or a folder without boxes, whose name holds train or val."""
+    for split in ("train", "valid"):
+        voc_file(tmp_path / split / "x.xml", voc_object("cat", 1, 2, 3, 4), filename="x.png")
+        picture(tmp_path / split / "x.png")
+        for odd in (f"{split}.zip", f"{split}-old.zip"):
+            text(tmp_path / odd, "")
+        picture(tmp_path / f"{split}_masks" / "x.png")
+    assert {split: [path.parent.name for path in files] for split, files in find_voc(tmp_path).items()} == {
+        "train": ["train"],
+        "val": ["valid"],
+    }
+    voc_file(tmp_path / "val" / "x.xml", voc_object("cat", 1, 2, 3, 4))
+    with pytest.raises(InputError, match="both val and valid look like val; keep one"):
+        open_dataset(str(tmp_path), "train")
+
+
+def test_names_in_voc_lists_may_have_spaces_and_the_list_a_mark_at_its_head(voc):
+    voc_file(voc / "Annotations" / "my photo 1.xml", voc_object("cat", 1, 2, 3, 4))
+    picture(voc / "JPEGImages" / "my photo 1.jpg")
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("a -1\nmy photo 1\n", encoding="utf-8-sig")
+    assert open_dataset(str(voc), "train").annotations.file_names.tolist() == [
+        "JPEGImages/a.jpg",
+        "JPEGImages/my photo 1.jpg",
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -134,7 +162,9 @@ def test_missing_voc_files_are_named(voc):
 
 def test_bad_voc_boxes_can_be_dropped(voc):
     voc_file(voc / "Annotations" / "a.xml", voc_object("cat", 5, 6, 5, 9), voc_object("dog", 1, 1, 2, 2))
-    assert open_dataset(str(voc), "train", "drop").annotations.boxes_xywh.tolist() == [[1, 1, 1, 1]]
+    annotations = open_dataset(str(voc), "train", "drop").annotations
+    assert annotations.boxes_xywh.tolist() == [[1, 1, 1, 1]]
+    assert annotations.mended == "of 2 boxes, 1 left out and 0 cut at the picture's edge"
 
 
 def test_yolo_is_read(yolo):
@@ -197,12 +227,42 @@ def test_faulty_yolo_lines_are_named(yolo, line, message):
         ("train: nowhere\nnames: [cat]", r"data\.yaml: nowhere is neither of"),
         ("train: images/train\nnames: cat", r"data\.yaml: names is 'cat'; expected a list"),
         ("train: images/train\nnames: [cat, dog]\nnc: 3", r"data\.yaml: nc is 3 but there are 2 names"),
+        ("train: images/train\nnames: [cat, off]", r"data\.yaml: class 1 is called False: .*put quotes around"),
     ],
 )
 def test_faulty_yaml_is_named(yolo, content, message):
     text(yolo / "data.yaml", content)
     with pytest.raises(InputError, match=message):
         open_dataset(str(yolo), "train")
+
+
+def test_places_in_a_yaml_may_be_absolute_and_relative_at_once(yolo, monkeypatch):
+    monkeypatch.chdir(yolo.parent)
+    text(yolo / "data.yaml", f"train: [images/train, {yolo / 'images' / 'val'}]\nnames: [cat, dog]\n")
+    dataset = open_dataset(yolo.name, "train")
+    assert dataset.annotations.file_names.tolist() == ["train/a.jpg", "train/b.jpg", "val/a.jpg", "val/b.jpg"]
+    assert dataset.annotations.folder.resolve() == (yolo / "images").resolve()
+    assert dataset.image(3).shape == (3, 30, 40)
+
+
+def test_splits_of_other_categories_are_not_written_under_one_list_of_names(tmp_path):
+    for split, names in (("train", ["cat", "dog"]), ("val", ["dog"])):
+        picture(tmp_path / split / "a.png")
+        categories = [{"id": number, "name": name} for number, name in enumerate(names, start=3 - len(names))]
+        box = {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4]}
+        images = [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}]
+        content = {"images": images, "annotations": [box], "categories": categories}
+        text(tmp_path / "annotations" / f"{split}.json", json.dumps(content))
+    splits = open_splits(str(tmp_path))
+    with pytest.raises(InputError, match=r"train.*and.*val.*have different categories"):
+        write_splits(splits, tmp_path / "yolo", "yolo")
+    assert not (tmp_path / "yolo").exists()
+    write_splits(splits, tmp_path / "voc", "voc")
+    val = open_dataset(str(tmp_path / "voc"), "val").annotations
+    assert [val.categories.names[label] for label in val.labels] == ["dog"]
+    one = open_splits(str(tmp_path / "annotations" / "train.json"))
+    assert list(one) == ["train"]
+    assert one["train"].annotations.labels.tolist() == [1]
 
 
 def test_a_split_without_any_label_file_is_refused(yolo):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lucidetr.categories import Categories
-from lucidetr.config import ModelCard
+from lucidetr.config import ImageConfig, ModelCard
 from lucidetr.errors import InputError
 from lucidetr.fields import to_dict
 from lucidetr.recipes import recipe
@@ -412,6 +412,36 @@ def test_what_was_just_saved_outlives_damaged_files_of_higher_steps(tmp_path, ma
     assert len(training_checkpoints(tmp_path)) == 2
     save(tmp_path, 7)
     assert loaded(tmp_path) == 7
+
+
+def test_a_step_saved_before_and_after_its_evaluation_is_two_checkpoints(tmp_path):
+    """The later counts while it is sound; neither takes the other's place."""
+    tensors = {"a": torch.zeros(SIZE)}
+    save(tmp_path, 8)
+    save_training(tmp_path, 9, tensors, {"owes": True}, before_evaluation=True)
+    assert load_newest_training(tmp_path)[1] == {"owes": True}
+    save_training(tmp_path, 9, tensors, {"owes": False})
+    assert load_newest_training(tmp_path)[1] == {"owes": False}
+    assert sorted(file.name for _, file in training_checkpoints(tmp_path)) == [
+        "step-00000009-owed.safetensors",
+        "step-00000009.safetensors",
+    ]
+    (tmp_path / "step-00000009.safetensors").write_bytes(b"not finished")
+    assert load_newest_training(tmp_path)[1] == {"owes": True}
+    for step in (10, 11):
+        save(tmp_path, step)
+    assert [step for step, _ in sorted(training_checkpoints(tmp_path))] == [10, 11]
+
+
+def test_thresholds_go_with_the_model_that_they_were_of(tmp_path):
+    card = ModelCard(recipe("detr-xs").model, ImageConfig(), Categories((1,), ("cat",)), "detr-xs", 1, {})
+    for name, kept in (
+        ("best.safetensors", "thresholds.json"),
+        ("last.safetensors", "last.safetensors.thresholds.json"),
+    ):
+        (tmp_path / kept).write_text("of the model before")
+        save_model(tmp_path / name, {"a": torch.zeros(2)}, card)
+        assert not (tmp_path / kept).exists()
 
 
 def test_the_date_of_a_file_means_nothing(tmp_path):

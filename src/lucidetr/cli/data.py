@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lucidetr.cli.train import read_config
 from lucidetr.errors import InputError, did_you_mean
 from lucidetr.fields import HUGE, check_ranges, to_dict
+
+if TYPE_CHECKING:
+    from lucidetr.data.dataset import Dataset
 
 SEEDS = (0, 2**31 - 1)
 AUGMENTED, VERSIONS = 4, 5  # pictures of a sheet, and how often each
@@ -67,10 +70,10 @@ def convert(arguments: list[str]) -> None:
     """Write every split in another form."""
     options = tyro.cli(Convert, args=arguments, prog="lucidetr data convert")
 
-    from lucidetr.data.export import open_splits, write_splits
+    from lucidetr.data.export import write_splits
 
     folder = Path(options.folder)
-    tell(write_splits(open_splits(options.source, options.bad_boxes), folder, options.to), folder)
+    tell(write_splits(opened(options), folder, options.to), folder)
 
 
 def split(arguments: list[str]) -> None:
@@ -78,9 +81,9 @@ def split(arguments: list[str]) -> None:
     options = tyro.cli(Split, args=arguments, prog="lucidetr data split")
     check_ranges(options, "--", {"seed": SEEDS})
 
-    from lucidetr.data.export import divide, open_splits, write_splits
+    from lucidetr.data.export import divide, write_splits
 
-    splits = open_splits(options.source, options.bad_boxes)
+    splits = opened(options)
     if list(splits) != ["train"]:
         raise InputError(
             f"{options.source} has the splits {', '.join(splits)} already; lucidetr data convert keeps them"
@@ -128,6 +131,17 @@ def sheet_path(text: str) -> Path:
     if path.suffix.lower() not in SHEET_SUFFIXES:
         raise InputError(f"{path}: give the sheet a name that ends in one of {', '.join(SHEET_SUFFIXES)}")
     return path
+
+
+def opened(options: Convert | Split) -> dict[str, "Dataset"]:
+    """Open every split, and say what was done to its boxes."""
+    from lucidetr.data.export import open_splits
+
+    splits = open_splits(options.source, options.bad_boxes)
+    for dataset in splits.values():
+        if dataset.annotations.mended:
+            print(f"{dataset.name}: {dataset.annotations.mended}")
+    return splits
 
 
 def tell(counts: dict[str, int], folder: Path) -> None:

@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> None:
 def look(options: Options, folder: Path, ranks: "Ranks") -> tuple["Dataset", list["Detections"]]:
     """Return the split and, on the first rank, what the model finds in it, in the categories of the split."""
     from lucidetr.deployment.detector import load
-    from lucidetr.evaluation.detect import detect, speak
+    from lucidetr.evaluation.detect import detect, speak, strangers
     from lucidetr.training.distributed import place
     from lucidetr.training.progress import ProgressLine
 
@@ -71,7 +71,7 @@ def look(options: Options, folder: Path, ranks: "Ranks") -> tuple["Dataset", lis
     dataset, notes = open_split(options, folder)
     images, categories = len(dataset), detector.card.categories
     with closing(ProgressLine(quiet=not ranks.first)) as line:
-        for note in notes:
+        for note in notes + strangers(categories, dataset.annotations.categories):
             line.say(note)
         found = detect(
             detector.quick,
@@ -125,9 +125,9 @@ def other_model(model: Path) -> str:
     >>> other_model(Path("runs/scenes"))
     ''
     """
-    from lucidetr.training.checkpoint import MODEL_FILES
+    from lucidetr.evaluation.thresholds import BEST
 
-    beside = model.is_file() and (model.parent / "config.json").is_file() and model.name != MODEL_FILES[0]
+    beside = model.is_file() and (model.parent / "config.json").is_file() and model.name != BEST
     return f"{model.stem}-" if beside else ""
 
 
@@ -163,7 +163,7 @@ def open_split(options: Options, folder: Path) -> tuple["Dataset", list[str]]:
     from lucidetr.fields import from_dict
 
     if options.json:
-        return open_coco(Path(options.json), Path(options.images) if options.images else None, options.bad_boxes), []
+        return noted(open_coco(Path(options.json), Path(options.images) if options.images else None, options.bad_boxes))
     config = folder / "config.json"
     if own_data(options, folder) and config.is_file() and options.split in ("train", "val"):
         train, val, notes = open_training_data(from_dict(TrainConfig, read_json(config)))
@@ -171,4 +171,10 @@ def open_split(options: Options, folder: Path) -> tuple["Dataset", list[str]]:
     data = options.data or trained_on(folder)
     if not data:
         raise InputError("evaluate on what? Give --data FOLDER, or --json FILE and --images FOLDER")
-    return open_dataset(data, options.split, options.bad_boxes), []
+    return noted(open_dataset(data, options.split, options.bad_boxes))
+
+
+def noted(dataset: "Dataset") -> tuple["Dataset", list[str]]:
+    """Return a data set and what was done to its boxes."""
+    mended = dataset.annotations.mended
+    return dataset, [f"{dataset.name}: {mended}"] if mended else []

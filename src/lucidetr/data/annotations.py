@@ -31,6 +31,7 @@ class Annotations:
     labels: np.ndarray  # int64 [object] 0…K−1
     areas: np.ndarray  # float64 [object] decides small, medium or large in evaluation
     crowd: np.ndarray  # bool [object]
+    mended: str = ""  # what --bad-boxes drop did, in words
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -131,8 +132,16 @@ class Objects(NamedTuple):
         return cls(image, ids, boxes_xywh, np.array(labels, dtype=np.int64), areas, crowd)
 
 
-def gather(categories: Categories, folder: Path, pictures: Pictures, objects: Objects, keep: np.ndarray) -> Annotations:
+def gather(
+    categories: Categories,
+    folder: Path,
+    pictures: Pictures,
+    objects: Objects,
+    keep: np.ndarray,
+    cut: np.ndarray | None = None,
+) -> Annotations:
     """Return the annotations with the objects that are kept, those of each image side by side."""
+    left_out, shortened = int((~keep).sum()), 0 if cut is None else int(cut.sum())
     order = np.flatnonzero(keep)[np.argsort(objects.image[keep], kind="stable")]
     counts = np.bincount(objects.image[order], minlength=len(pictures.ids))
     return Annotations(
@@ -147,4 +156,7 @@ def gather(categories: Categories, folder: Path, pictures: Pictures, objects: Ob
         labels=objects.labels[order],
         areas=objects.areas[order],
         crowd=objects.crowd[order],
+        mended=f"of {len(keep):,} boxes, {left_out:,} left out and {shortened:,} cut at the picture's edge"
+        if left_out or shortened
+        else "",
     )

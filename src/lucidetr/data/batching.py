@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.process import BaseProcess
 
 import numpy as np
@@ -29,6 +30,9 @@ from lucidetr.errors import InputError
 from lucidetr.structures import Batch, Target
 
 GRACE_SECONDS = 10
+AHEAD = 2  # steps that each reading process makes before they are asked for
+HANDLES = 5  # open files that a part travels in, one for each of a Batch's tensors
+OTHER_HANDLES = 256  # of everything else that a process has open
 WHOLE = (0, 1)  # the share of one that is alone
 Change = Augmentation | BatchAugmentation | None
 
@@ -152,12 +156,15 @@ def training_steps(
     cannot be read and a worker that died are InputErrors, raised where the next step's batches are asked for.
     """
     steps = Steps(dataset, images, augmentation, seed, (batch, micro_batch, share))
+    if workers:
+        allow_open_files(workers, parts=-(-batch // share[1] // micro_batch))
     own = torch.Generator()  # the loader draws a number when it starts; not from the model's random state
     loader = DataLoader(
         steps,
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
         generator=own,
         worker_init_fn=leave_signals,
     )
@@ -173,6 +180,27 @@ def training_steps(
                 yield parts
         finally:
             del batches  # ends the reading processes now, not when someone lets go of this generator
+
+
+def allow_open_files(workers: int, parts: int) -> None:
+    """Have the system allow as many open files as the tensors of all steps under way may need.
+
+    Where its hard limit is too low this is an InputError: torch would wait for ever, or fail far from the cause.
+    """
+    try:
+        resource = import_module("resource")
+    except ImportError:  # Windows has no such limit
+        return
+    # each reading process holds two for each tensor, this process one, of the steps ahead and of the one under way
+    needed = max(workers, 2) * (AHEAD + 1) * parts * HANDLES + OTHER_HANDLES
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY not in (allowed, most) and needed > most:
+        raise InputError(
+            f"--workers {workers} with a batch in {parts} parts can need {needed:,} open files, and the system allows "
+            f"{most:,}: choose fewer --workers or a larger --micro-batch, or raise the limit (ulimit -n)"
+        )
+    if allowed != resource.RLIM_INFINITY and needed > allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 def receive(batches: Iterator[list[Batch] | InputError], readers: list[BaseProcess]) -> list[Batch] | InputError:

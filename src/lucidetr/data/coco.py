@@ -36,13 +36,15 @@ def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "ref
     def place(row: int) -> str:
         return f"annotation {rows.ids[row]} in {names[image_rows[row]]}: bbox"
 
-    boxes, keep = check_boxes(path, rows.boxes_xywh, sizes[image_rows], place, bad_boxes)
+    boxes, keep, cut = check_boxes(path, rows.boxes_xywh, sizes[image_rows], place, bad_boxes)
+    areas = np.where(cut, boxes[:, 2] * boxes[:, 3], rows.areas)
     return gather(
         categories,
         images,
         Pictures(image_ids, names, sizes),
-        Objects(image_rows, rows.ids, boxes, labels, rows.areas, rows.crowd),
+        Objects(image_rows, rows.ids, boxes, labels, areas, rows.crowd),
         keep,
+        cut,
     )
 
 
@@ -146,8 +148,7 @@ def _rows(path: Path, first: int, block: list[Any]) -> Rows:
     """Return the annotations of a block, the first of them being number `first` of the file."""
     _refuse_values(path, "annotations", block, first)
     ids, images, categories = (_integers(path, block, key, first) for key in ("id", "image_id", "category_id"))
-    crowd = np.array([a.get("iscrowd", 0) == 1 for a in block], dtype=bool)
-    return Rows(ids, images, categories, _boxes(path, block), _areas(path, block), crowd)
+    return Rows(ids, images, categories, _boxes(path, block), _areas(path, block), _crowd(path, block))
 
 
 def _refuse_constant(word: str) -> None:
@@ -201,6 +202,14 @@ def _images(path: Path, folder: Path, items: list[dict]) -> tuple[np.ndarray, np
         name = item.get("file_name")
         if not isinstance(name, str) or not name or "\0" in name:
             raise InputError(f"{path}: image {item['id']} has the file_name {name!r}; expected a path")
+    names: dict[str, int] = {}
+    for item in items:
+        first = names.setdefault(item["file_name"], item["id"])
+        if first != item["id"]:
+            raise InputError(
+                f"{path}: images {first} and {item['id']} are the same file {item['file_name']}; "
+                "keep one entry, and give it the annotations of both"
+            )
     missing = _missing(path, folder, items)
     if (sizes < 1).any():
         row = int(np.flatnonzero((sizes < 1).any(1))[0])
@@ -263,6 +272,15 @@ def _boxes(path: Path, annotations: list[dict]) -> np.ndarray:
                 f"{path}: annotation {annotation['id']} has bbox {box!r}; expected [left, top, width, height] in pixels"
             )
     return np.fromiter(chain.from_iterable(boxes), dtype=np.float64).reshape(-1, 4)
+
+
+def _crowd(path: Path, annotations: list[dict]) -> np.ndarray:
+    """Return which objects are regions to be ignored."""
+    flags = [annotation.get("iscrowd", 0) for annotation in annotations]
+    for annotation, flag in zip(annotations, flags, strict=True):
+        if flag not in (0, 1):
+            raise InputError(f"{path}: annotation {annotation['id']} has iscrowd {flag!r}; expected 0 or 1")
+    return np.array(flags, dtype=bool)
 
 
 def is_number(value: Any) -> bool:

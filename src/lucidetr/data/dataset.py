@@ -157,12 +157,18 @@ def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]
             f"no validation split: {len(val)} of {len(val) + len(train)} training images set aside at random "
             f"(--val-fraction {config.val_fraction:g}), the same whatever the --seed"
         )
-    if train.annotations.categories != val.annotations.categories:
-        raise InputError(
-            f"{train.name} and {val.name} have different categories: "
-            f"{train.annotations.categories} against {val.annotations.categories}; give both the same list"
-        )
+    refuse_other_categories(train, val)
+    notes += [f"{each.name}: {each.annotations.mended}" for each in (train, val) if each.annotations.mended]
     return train.keep(gigabytes), val.keep(config.cache_gb), notes
+
+
+def refuse_other_categories(one: Dataset, other: Dataset) -> None:
+    """Refuse two splits that number other categories, or in another order: one's labels would not be the other's."""
+    mine, theirs = one.annotations.categories, other.annotations.categories
+    if mine != theirs:
+        raise InputError(
+            f"{one.name} and {other.name} have different categories: {mine} against {theirs}; give both the same list"
+        )
 
 
 def _open_explicit(path: str, images: str, config: TrainConfig) -> Dataset:

@@ -40,6 +40,8 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not an image that can be read ({error})") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on damaged files
+        if isinstance(error, OSError) and error.errno:  # the system's own: the file may well be sound
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         size = Path(path).stat().st_size if Path(path).is_file() else 0
         raise InputError(f"{path}: damaged or truncated image of {size:,} bytes ({error}); replace the file") from None
 

@@ -53,10 +53,10 @@ def parse(text: str) -> DigitsConfig:
         raise InputError(f"{text}: unknown generated data; known: {NAME}")
     defaults, values = DigitsConfig(), {}
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if not hasattr(defaults, key):
+        if key not in vars(defaults):
             raise InputError(f"{text}: unknown parameter {key}: {did_you_mean(key, vars(defaults))}")
         low, _, high = value.partition("-")
-        if not low.isdigit() or (high and not high.isdigit()):
+        if not low.isdecimal() or (high and not high.isdecimal()):
             raise InputError(f"{text}: {key} = {value!r}; expected a number, or a range such as 5-60")
         pair = isinstance(getattr(defaults, key), tuple)
         if high and not pair:

@@ -62,7 +62,11 @@ def look_at(raw: Raw, picture: Picture) -> tuple[str, int] | None:
     if not path.is_file():
         raw.error("image-missing", f"{picture.place}: {path} does not exist; put it there, or take the entry out")
         return None
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raw.error("image-unreadable", f"{path}: cannot be read ({error.strerror}); correct its rights, or its disk")
+        return None
     if not content:
         raw.error("image-empty", f"{path}: a file of 0 bytes; replace it")
         return None

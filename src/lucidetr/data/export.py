@@ -11,7 +11,7 @@ from PIL import Image
 
 from lucidetr.data import digits
 from lucidetr.data.coco import write_coco
-from lucidetr.data.dataset import Dataset, open_dataset, set_aside
+from lucidetr.data.dataset import Dataset, open_dataset, refuse_other_categories, set_aside
 from lucidetr.data.splits import find_splits
 from lucidetr.data.yolo import label_file
 from lucidetr.errors import InputError
@@ -47,6 +47,8 @@ def write_splits(splits: Mapping[str, Dataset], folder: Path, form: Format) -> d
     for dataset in splits.values():
         _refuse_crowds(dataset, form)
         _refuse_clashes(dataset, form)
+        if form == "yolo":  # one list of names for all
+            refuse_other_categories(next(iter(splits.values())), dataset)
     for split, dataset in splits.items():
         write(dataset, folder, split)
     if form == "yolo":

@@ -83,8 +83,8 @@ def refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
 
 def check_boxes(
     path: Path, boxes: np.ndarray, sizes: np.ndarray, place: Callable[[int], str], policy: BadBoxes
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes (cut to the picture under "drop") and which to keep; under "refuse" list every fault.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the boxes (cut to the picture under "drop"), which to keep and which were cut; "refuse" lists every fault.
 
     Boxes are [left, top, width, height] in pixels, `sizes` the (height, width) of each one's picture; `place` says
     where a row stands in the user's files.
@@ -100,15 +100,15 @@ def check_boxes(
             f"{path}: {len(faults)} of {len(boxes)} boxes cannot be used: {listed}{more}. {looks}"
             "Correct them, or use --bad-boxes drop to leave out those without area and cut those over the edge"
         )
-    keep = np.ones(len(boxes), dtype=bool)
+    keep, cut = np.ones(len(boxes), dtype=bool), np.zeros(len(boxes), dtype=bool)
     for i, _ in faults:
         height, width = sizes[i]
         low = np.nan_to_num(boxes[i, :2]).clip(0, (width, height))
         high = np.nan_to_num(boxes[i, :2] + boxes[i, 2:]).clip(0, (width, height))
         keep[i] = np.isfinite(boxes[i]).all() and (high > low).all()
         if keep[i]:
-            boxes[i] = [*low, *(high - low)]
-    return boxes, keep
+            boxes[i], cut[i] = [*low, *(high - low)], True
+    return boxes, keep, cut
 
 
 def box_faults(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[int, str]]:

@@ -131,6 +131,9 @@ def _json(raw: Raw, path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError) as error:
         raw.error("json-text", f"{path}: not a readable JSON text ({type(error).__name__}); export it again as UTF-8")
         return None
+    except OSError as error:
+        raw.error("json-unreadable", f"{path}: cannot be read ({error.strerror}); correct its rights, or its disk")
+        return None
     if not isinstance(content, dict):
         raw.error("coco-lists", f"{path}: holds no lists images, annotations, categories; is it a COCO file?")
         return None

@@ -39,13 +39,18 @@ class Found:
 
 
 def find_splits(source: Path) -> Found:
-    """Find the splits of a folder or of a data.yaml; what holds no data set of a known format is an InputError."""
+    """Find the splits of a folder, a data.yaml or a single COCO file, which counts as train.
+
+    What holds no data set of a known format is an InputError.
+    """
     from lucidetr.data.coco import find_coco, read_coco
     from lucidetr.data.voc import find_voc, read_voc
     from lucidetr.data.yolo import find_yolo, read_yolo
 
     if yaml := find_yaml(source):
         return Found("YOLO", {split: _reader(read_yolo, yaml, files) for split, files in find_yolo(yaml).items()})
+    if source.suffix == ".json":
+        return Found("COCO", {"train": _reader(read_coco, source, None)})
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give --data the folder that holds your images and their boxes")
     coco = find_coco(source)

@@ -112,6 +112,6 @@ class Augmentation:
         canvas: dict[str, Any] = {"format": "XYXY", "canvas_size": (height, width)}
         boxes = tv_tensors.BoundingBoxes(target.boxes_xyxy, **canvas)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' dropout, too
             out = self.steps({"image": tv_tensors.Image(image), "boxes": boxes, "labels": target.labels})
         return out["image"].as_subclass(Tensor), Target(out["boxes"].as_subclass(Tensor).float(), out["labels"])

@@ -25,8 +25,7 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
     """
     files = sorted(folder.glob("Annotations/*.xml")) or sorted(folder.glob("*.xml"))
     if not files:
-        splits = {split: sorted(each.glob("*.xml")) for each in folder.iterdir() if (split := split_of(each.name))}
-        return {split: paths for split, paths in splits.items() if paths}
+        return _split_folders(folder)
     known = {path.stem: path for path in files}
     found: dict[str, list[Path]] = {}
     for words in sorted(folder.glob("ImageSets/Main/*.txt")):
@@ -34,15 +33,32 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
             continue  # trainval, and VOC's lists of one category
         refuse_outside(words, "the file itself", [words], [words.parent])
         try:
-            names = [line.split()[0] for line in words.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line.strip() for line in words.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except UnicodeDecodeError:
             raise InputError(f"{words}: not a text file") from None
+        # a name may have spaces, and a list of one category has a number behind each name
+        names = [line if line in known else line.split()[0] for line in lines]
         if missing := [name for name in names if name not in known]:
             raise InputError(
                 f"{words}: {len(missing)} of {len(names)} names have no file in {files[0].parent}: {listing(missing)}"
             )
         found[words.stem] = [known[name] for name in names]
     return found or {"train": files}
+
+
+def _split_folders(folder: Path) -> dict[str, list[Path]]:
+    """Return the XML files of folders named after splits; two of one split are an InputError."""
+    named = [(split, each) for each in sorted(folder.iterdir()) if each.is_dir() and (split := split_of(each.name))]
+    found: dict[str, list[Path]] = {}
+    for split, each in named:
+        if not (files := sorted(each.glob("*.xml"))):
+            continue  # masks, or pictures alone
+        if split in found:
+            raise InputError(
+                f"{folder}: both {found[split][0].parent.name} and {each.name} look like {split}; keep one"
+            )
+        found[split] = files
+    return found
 
 
 def read_voc(folder: Path, files: list[Path], every: list[Path], bad_boxes: BadBoxes = "refuse") -> Annotations:
@@ -74,13 +90,14 @@ def read_voc(folder: Path, files: list[Path], every: list[Path], bad_boxes: BadB
         number = row - int(np.searchsorted(image, image[row]))
         return f"{files[image[row]].name}, object {number + 1} ({names[labels[row]]}): [left, top, width, height]"
 
-    kept, keep = check_boxes(folder, given, sizes[image], place, bad_boxes)
+    kept, keep, cut = check_boxes(folder, given, sizes[image], place, bad_boxes)
     return gather(
         categories,
         folder,
-        Pictures(np.arange(1, len(files) + 1), np.array([str(name) for name, *_ in pictures]), sizes),
+        Pictures(np.arange(1, len(files) + 1), np.array([name.as_posix() for name, *_ in pictures]), sizes),
         Objects.numbered(image, kept, labels),
         keep,
+        cut,
     )
 
 

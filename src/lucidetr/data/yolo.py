@@ -1,5 +1,6 @@
 """YOLO data sets: a data.yaml, pictures in folders or lists, and one text file of boxes for each picture."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -94,15 +95,18 @@ def read_yolo(file: Path, pictures: list[Path], bad_boxes: BadBoxes = "refuse") 
     def place(row: int) -> str:
         return f"{places[row]}: as [left, top, width, height] in pixels"
 
-    kept, keep = check_boxes(file, given, sizes[image], place, bad_boxes)
-    folder = _common_folder(pictures)
-    names_below = np.array([str(path.relative_to(folder)) for path in pictures])
+    kept, keep, cut = check_boxes(file, given, sizes[image], place, bad_boxes)
+    if len({path.is_absolute() for path in pictures}) > 1:  # which have no folder in common
+        pictures = [path.absolute() for path in pictures]
+    folder = Path(os.path.commonpath([path.parent for path in pictures]))
+    names_below = np.array([path.relative_to(folder).as_posix() for path in pictures])
     return gather(
         categories,
         folder,
         Pictures(np.arange(1, len(pictures) + 1), names_below, sizes),
         Objects.numbered(image, kept, labels),
         keep,
+        cut,
     )
 
 
@@ -163,6 +167,11 @@ def read_names(file: Path) -> dict[int, str]:
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(type(number) is int for number in names):
         raise InputError(f"{file}: names is {names!r}; expected a list such as [cat, dog], or numbers with names")
+    if words := [number for number, name in names.items() if isinstance(name, bool)]:
+        raise InputError(
+            f"{file}: class {words[0]} is called {names[words[0]]}: YAML takes on, off, yes and no for true and false; "
+            "put quotes around the name"
+        )
     if wrong := [number for number, name in names.items() if not isinstance(name, str | int | float)]:
         raise InputError(f"{file}: class {wrong[0]} has no name; give each number one text")
     stated = content.get("nc", len(names))
@@ -232,6 +241,8 @@ def read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def read_box(where: str, line: str) -> tuple[int, list[float]]:
@@ -270,11 +281,3 @@ def upright_sides(image: Image.Image) -> tuple[int, int]:
     tags = getattr(image, "tag_v2", {})
     width, height = (tags[tag] for tag in TIFF_SIDES) if image.format == "TIFF" else image.size
     return (height, width) if image.getexif().get(EXIF_ORIENTATION) in TURNED else (width, height)
-
-
-def _common_folder(pictures: list[Path]) -> Path:
-    """Return the deepest folder that holds all pictures."""
-    folder = pictures[0].parent
-    while not all(path.is_relative_to(folder) for path in pictures):
-        folder = folder.parent
-    return folder

@@ -67,12 +67,7 @@ def speak(detections: list[Detections], mine: Categories, theirs: Categories) ->
     """
     if mine == theirs:
         return detections
-    common = {k: theirs.names.index(name) for k, name in enumerate(mine.names) if name in theirs.names}
-    if not common:
-        raise InputError(
-            f"the model knows {', '.join(mine.names)}; the data set knows {', '.join(theirs.names)}: "
-            "no category has the same name in both"
-        )
+    common = common_labels(mine, theirs)
     translated = []
     for found in detections:
         keep = torch.tensor([label in common for label in found.labels.tolist()], dtype=torch.bool)
@@ -80,3 +75,33 @@ def speak(detections: list[Detections], mine: Categories, theirs: Categories) ->
         boxes_xyxy, scores = found.boxes_xyxy[keep], found.scores[keep]
         translated.append(replace(found, boxes_xyxy=boxes_xyxy, scores=scores, labels=labels, categories=theirs))
     return translated
+
+
+def common_labels(mine: Categories, theirs: Categories) -> dict[int, int]:
+    """Return a data set's labels by a model's, for the categories of the same name; none is an InputError."""
+    common = {k: theirs.names.index(name) for k, name in enumerate(mine.names) if name in theirs.names}
+    if not common:
+        raise InputError(
+            f"the model knows {', '.join(mine.names)}; the data set knows {', '.join(theirs.names)}: "
+            "no category has the same name in both"
+        )
+    return common
+
+
+def strangers(mine: Categories, theirs: Categories) -> list[str]:
+    """Return sentences on the categories that only one of a model and a data set knows; no common one is an InputError.
+
+    >>> for each in strangers(Categories((1, 2), ("cat", "Dog")), Categories((1, 2), ("cat", "dog"))):
+    ...     print(each)
+    warning: the model does not know dog, which is in the data: its AP will be 0
+    warning: the data do not know Dog, which the model finds: that is left out
+    """
+    common_labels(mine, theirs)
+    unknown = [name for name in theirs.names if name not in mine.names]
+    extra = [name for name in mine.names if name not in theirs.names]
+    said = []
+    if unknown:
+        said.append(f"warning: the model does not know {', '.join(unknown)}, which is in the data: its AP will be 0")
+    if extra:
+        said.append(f"warning: the data do not know {', '.join(extra)}, which the model finds: that is left out")
+    return said

@@ -24,10 +24,12 @@ from torch import Tensor
 
 from lucidetr.config import CARD_SCHEMA, ModelCard
 from lucidetr.errors import InputError
+from lucidetr.evaluation.thresholds import BEST, thresholds_file
 from lucidetr.fields import from_dict, to_dict
 
-MODEL_FILES = ("best.safetensors", "last.safetensors")  # in the order of preference
+MODEL_FILES = (BEST, "last.safetensors")  # in the order of preference
 KEPT = 2  # training checkpoints
+BEFORE = "-owed"  # ends the name of one whose step is yet to be evaluated
 TRANSIENT = (errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)  # a network drive may do better a moment later
 PAUSE = 1.0  # seconds
 UNSEALED = "0" * 64  # where a model's SHA-256 will stand
@@ -115,6 +117,7 @@ def save_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:
     seal = hashlib.sha256(content).hexdigest()
     write_atomically(path, content.replace(UNSEALED.encode(), seal.encode(), 1))
     write_atomically(path.with_suffix(".json"), json.dumps(values, indent=2).encode())
+    thresholds_file(path).unlink(missing_ok=True)  # of the model that was here before
     _remove_leftovers(path.parent, f".{path.stem}.")
 
 
@@ -190,13 +193,18 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path}: not a readable safetensors file ({error}); get the file anew") from None
 
 
-def save_training(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def save_training(
+    folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], before_evaluation: bool = False
+) -> None:
     """Write a training checkpoint, then its manifest; only then remove all but the newest few.
+
+    A step whose evaluation was cut short is saved `before_evaluation`, and once more when that is made up for: under
+    another name, for while one file takes another's place it is not what its manifest says.
 
     The one just written always stays. Of the others those with a manifest go before those without, then the
     higher step counts: after a damaged checkpoint was passed over, higher steps can be worth less.
     """
-    path = folder / f"step-{step:08d}.safetensors"
+    path = folder / f"step-{step:08d}{BEFORE if before_evaluation else ''}.safetensors"
     content = packed(tensors, {"state": json.dumps(state)})
     manifest = _manifest(path, len(content), hashlib.sha256(content).hexdigest())
     write_atomically(path, content)
@@ -251,17 +259,25 @@ def training_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Return (step, file) of the training checkpoints in a folder; a manifest alone counts, its file may be missing."""
     kinds = ("step-*.safetensors", "step-*.json")
     files = {file.with_suffix(".safetensors") for kind in kinds for file in folder.glob(kind)}
-    found = ((re.fullmatch(r"step-(\d+)", file.stem), file) for file in files)
+    found = ((re.fullmatch(rf"step-(\d+)(?:{BEFORE})?", file.stem), file) for file in files)
     return [(int(match[1]), file) for match, file in found if match]
+
+
+def _how_far(checkpoint: tuple[int, Path]) -> tuple[int, bool]:
+    """Return what orders checkpoints: the step, and whether it was evaluated."""
+    step, file = checkpoint
+    return step, not file.stem.endswith(BEFORE)
 
 
 def load_newest_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
     """Read the sound training checkpoint of the highest step number; the notes name those passed over.
 
+    Of two of one step that of after its evaluation counts.
+
     The clock is never asked: copied files have any date.
     """
     notes: list[str] = []
-    for _, path in sorted(training_checkpoints(folder), reverse=True):
+    for _, path in sorted(training_checkpoints(folder), key=_how_far, reverse=True):
         try:
             check_training(path)
             tensors, metadata = load_tensors(path)

@@ -21,7 +21,7 @@ from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import Metrics, evaluate
 from lucidetr.evaluation.detect import detect
 from lucidetr.models.detr import DETR
-from lucidetr.structures import Batch
+from lucidetr.structures import Batch, Detections
 from lucidetr.training.checkpoint import load_newest_training, save_model, save_training, write_atomically
 from lucidetr.training.clock import Clock, check_length, count_steps, stopwatch
 from lucidetr.training.distributed import (
@@ -151,6 +151,7 @@ class Run:
         self.average = MovingAverage(self.model, horizon) if horizon else None
         self.clock = Clock(steps=count_steps(config, len(self.train_set)), minutes=config.minutes)
         self.best, self.saved_at = -1.0, 0.0
+        self.owes = False  # whether the evaluation that this step ends with is yet to come
         self.guard = FiniteGuard(self.model, self.device)
 
     def open_log(self) -> None:
@@ -200,6 +201,8 @@ class Run:
         )
         learning_mode(self.model, config.freeze)
         interruption.wait()
+        if self.owes:
+            self.evaluate_and_save(interruption)
         with closing(steps):
             started = self.now()
             while clock.progress < 1.0:
@@ -211,13 +214,14 @@ class Run:
                 clock.seconds, stop = self.ranks.agree(clock.seconds + now - started, interruption.number)
                 self.recorder.write(clock.step, clock.seconds)
                 self.log_step(numbers)
-                if clock.due(config.evaluations) > due_before or clock.progress >= 1.0:
-                    self.evaluate_and_save()
+                self.owes = clock.due(config.evaluations) > due_before or clock.progress >= 1.0
+                if self.owes:
+                    self.evaluate_and_save(interruption)
                 elif stop or clock.seconds - self.saved_at > 60 * config.save_minutes:
                     self.save_state()
                 if stop and clock.progress < 1.0:
                     self.ranks.agree()  # nobody leaves before rank 0 has saved: torchrun would end the others
-                    self.line.say(f"stopped and saved after step {clock.step}; --resume goes on from there")
+                    self.line.say(f"stopped and {self.saved}")
                     raise Stopped(stop)
                 started = self.now()
         self.line.say(
@@ -233,12 +237,16 @@ class Run:
         except InputError as error:
             if self.clock.seconds > self.saved_at:
                 self.save_state()
-            step = self.clock.step
-            saved = f"saved after step {step}; --resume goes on from there" if step else "before the first step"
+            saved = self.saved if self.clock.step else "before the first step"
             if interruption.number:  # it also reached the reading processes, before they could leave it to this one
                 self.line.say(f"stopped, {saved}")
                 raise Stopped(interruption.number) from None
             raise InputError(f"{error} ({saved})" if self.ranks.first else str(error)) from None
+
+    @property
+    def saved(self) -> str:
+        """Return in words what was just saved."""
+        return f"saved after step {self.clock.step}; --resume goes on from there"
 
     def step(self, parts: list[Batch]) -> dict[str, Any]:
         """Take one optimiser step over all parts of the batch and return what it was like."""
@@ -322,22 +330,15 @@ class Run:
             f"{duration(clock.seconds_left)} left",
         )
 
-    def evaluate_and_save(self) -> None:
+    def evaluate_and_save(self, interruption: Interruption) -> None:
         """Evaluate the validation split, then save: the model when it is the best so far, and the training state."""
         config, clock = self.config, self.clock
         shipped = self.average.model if self.average else self.model
         categories = self.train_set.annotations.categories
-        found = detect(
-            shipped,
-            self.val_set,
-            config.images,
-            categories,
-            batch=config.micro_batch,
-            precision=self.autocast,
-            progress=lambda done: self.line.show(clock.progress, f"evaluating {done} of {len(self.val_set)} images"),
-            share=self.ranks.share,
-            gather=self.ranks.interleave,
-        )
+        if self.ranks.size > 1:  # whose launcher, once one of them fails, waits for no evaluation
+            self.save_state()
+        found = self.find(shipped, interruption)
+        self.owes = False
         if not self.ranks.first:
             self.save_state()
             return
@@ -353,6 +354,38 @@ class Run:
             f"{clock.progress:4.0%}  step {clock.step}  AP {metrics.average_precision:.3f}  "
             f"AP50 {metrics.numbers['AP50'] or 0:.3f}  after {duration(clock.seconds)} of training"
         )
+
+    def find(self, shipped: nn.Module, interruption: Interruption) -> list[Detections]:
+        """Return what the model finds in the validation split.
+
+        What cuts this short, a signal or a picture that cannot be read, first has the state saved: what is resumed
+        from there begins with the evaluation.
+        """
+
+        def look_up(done: int) -> None:
+            if interruption.number and self.ranks.size == 1:  # several finish what they have begun together
+                raise Stopped(interruption.number)
+            self.line.show(self.clock.progress, f"evaluating {done} of {len(self.val_set)} images")
+
+        try:
+            return detect(
+                shipped,
+                self.val_set,
+                self.config.images,
+                self.train_set.annotations.categories,
+                batch=self.config.micro_batch,
+                precision=self.autocast,
+                progress=look_up,
+                share=self.ranks.share,
+                gather=self.ranks.interleave,
+            )
+        except (Stopped, InputError, RuntimeError, MemoryError) as error:  # the last two: no room, or a rank has gone
+            self.save_state()
+            if isinstance(error, Stopped):
+                self.line.say(f"stopped and {self.saved}")
+            if isinstance(error, InputError) and self.ranks.first:
+                raise InputError(f"{error} ({self.saved})") from None
+            raise
 
     def look_for_stall(self) -> None:
         """Say once, and write down, that nothing is learned, if the log shows it."""
@@ -384,7 +417,8 @@ class Run:
         tensors = training_tensors(self.model, self.optimiser, self.average, self.device)
         numbers = {"step": self.clock.step, "seconds": self.clock.seconds, "best": self.best}
         numbers |= {"averaged": self.average.updates if self.average else 0, "skipped": self.guard.in_a_row}
-        save_training(self.folder / "checkpoints", self.clock.step, tensors, numbers)
+        numbers |= {"owes": self.owes}
+        save_training(self.folder / "checkpoints", self.clock.step, tensors, numbers, before_evaluation=self.owes)
         (self.folder / FIRST_SAVE).unlink(missing_ok=True)
 
     def resume(self) -> None:
@@ -395,6 +429,6 @@ class Run:
         put_back(tensors, self.model, self.optimiser, self.average, self.device)
         if self.average:
             self.average.updates = numbers["averaged"]
-        self.guard.in_a_row = numbers.get("skipped", 0)
+        self.guard.in_a_row, self.owes = numbers.get("skipped", 0), numbers.get("owes", False)
         self.clock.step, self.clock.seconds, self.best = numbers["step"], numbers["seconds"], numbers["best"]
         self.saved_at = self.clock.seconds
