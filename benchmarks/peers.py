@@ -20,8 +20,8 @@ from lucidetr.data.dataset import Dataset, open_training_data
 from lucidetr.errors import InputError, did_you_mean
 from lucidetr.evaluation.coco import Metrics, evaluate
 from lucidetr.structures import Batch, Detections
+from lucidetr.training.clock import Clock, stopwatch
 from lucidetr.training.ema import MovingAverage
-from lucidetr.training.loop import Clock, stopwatch
 from lucidetr.training.optimiser import build_optimiser, rate, set_rate
 from lucidetr.training.precision import autocast
 

@@ -135,11 +135,11 @@ def test_free_memory_is_no_more_than_the_machine_has():
 
 
 def test_a_run_fills_the_memory_and_goes_on_with_what_it_began_with(tmp_path, monkeypatch):
-    monkeypatch.setattr("lucidetr.training.loop.fitting_micro_batch", lambda *known: 2)
+    monkeypatch.setattr("lucidetr.training.prepare.fitting_micro_batch", lambda *known: 2)
     config = setting(batch=4, micro_batch=0, recompute=True, steps=2, evaluations=1, out=str(tmp_path / "run"))
     folder = train(config)
     assert json.loads((folder / "run.json").read_text())[-1]["trained_as"]["micro_batch"] == 2
     assert json.loads((folder / "config.json").read_text())["micro_batch"] == 0, "config.json is what was asked for"
-    monkeypatch.setattr("lucidetr.training.loop.fitting_micro_batch", lambda *known: 4)
+    monkeypatch.setattr("lucidetr.training.prepare.fitting_micro_batch", lambda *known: 4)
     assert train(replace(config, resume=True)) == folder
     assert json.loads((folder / "run.json").read_text())[-1]["trained_as"]["micro_batch"] == 2

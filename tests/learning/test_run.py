@@ -115,7 +115,7 @@ def test_a_run_without_its_checkpoints_is_not_begun_anew(tmp_path):
 
 
 def test_a_run_killed_between_its_first_model_and_its_first_checkpoint_begins_anew(tmp_path, monkeypatch):
-    def killed(*known):
+    def killed(*known, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -41,7 +41,7 @@ def test_a_study_that_was_stopped_goes_on_with_the_same_command(tmp_path, monkey
 
 def test_a_demo_that_was_stopped_goes_on_by_resume(tmp_path, monkeypatch, interrupted):
     monkeypatch.setattr(demo, "write_report", lambda material, file: (file, ()))  # long, and shows nothing here
-    command = ["demo", "--out", tmp_path / "demo", "--minutes", 0.02, "--data", TINY]
+    command = ["demo", "--out", tmp_path / "demo", "--minutes", 0.08, "--data", TINY]
     assert "stopped and saved after step 1; --resume goes on from there" in lucidetr(*command, status=130)
     assert "resumed after step 1" in lucidetr(*command, "--resume")
     steps = [line["step"] for line in read_metrics(tmp_path / "demo") if "loss" in line]

@@ -142,7 +142,8 @@ def reworded(data: bytes, random: np.random.Generator) -> bytes:
 def annotation_files(folder: Path, make: Callable) -> list[Path]:
     picture(folder / "images" / "good.png")
     if make is coco_set:
-        return [make(folder, "good.png") / "train.json"]
+        picture(folder / "images" / "other.png")
+        return [make(folder, "other.png") / "train.json"]
     if make is voc_set:
         make(folder, "good.png")
         listed = folder / "ImageSets" / "Main" / "train.txt"

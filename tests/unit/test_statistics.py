@@ -13,7 +13,7 @@ from lucidetr.recipes import recipe
 from lucidetr.structures import Assignment, Batch, Predictions
 from lucidetr.training import loop
 from lucidetr.training.checkpoint import load_tensors
-from lucidetr.training.loop import Clock
+from lucidetr.training.clock import Clock
 from lucidetr.training.statistics import (
     BINS,
     Recorder,

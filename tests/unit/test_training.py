@@ -22,8 +22,8 @@ from lucidetr.training.checkpoint import (
     training_checkpoints,
     write_atomically,
 )
+from lucidetr.training.clock import Clock, check_length, count_steps
 from lucidetr.training.ema import MovingAverage
-from lucidetr.training.loop import Clock, check_length, count_steps
 from lucidetr.training.optimiser import build_optimiser, freeze, learning_mode, rate
 from lucidetr.training.precision import choose_device, choose_precision
 from lucidetr.training.run_log import read_metrics

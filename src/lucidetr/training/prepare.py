@@ -1,0 +1,149 @@
+"""All that a run has before its first step: data, model, optimiser, clock and log, or what it goes on from."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lucidetr.config import TrainConfig
+from lucidetr.conversion.names import Converted
+from lucidetr.conversion.start import start_from
+from lucidetr.data.dataset import open_training_data
+from lucidetr.models.detr import DETR
+from lucidetr.training.checkpoint import load_newest_training
+from lucidetr.training.clock import Clock, check_length, count_steps, stopwatch
+from lucidetr.training.distributed import ALONE, Ranks, check_share, cut, parallel, place, share_batch_norm
+from lucidetr.training.ema import MovingAverage
+from lucidetr.training.engine import Engine
+from lucidetr.training.guards import FiniteGuard
+from lucidetr.training.memory import fitting_micro_batch
+from lucidetr.training.optimiser import build_optimiser, freeze
+from lucidetr.training.precision import autocast, choose_precision
+from lucidetr.training.progress import ProgressLine
+from lucidetr.training.recompute import recompute
+from lucidetr.training.run_log import (
+    NoLog,
+    RunLog,
+    as_it_began,
+    check_data,
+    describe_data,
+    describe_run,
+    prepare_folder,
+)
+from lucidetr.training.start import load_start, settle
+from lucidetr.training.state import put_back
+from lucidetr.training.statistics import Recorder, forget_after
+
+
+class Prepared:
+    """Hold everything that moves during a run."""
+
+    def __init__(self, config: TrainConfig, line: ProgressLine, engine: Engine, ranks: Ranks = ALONE):
+        self.line, self.engine, self.ranks = line, engine, ranks
+        self.folder, self.asked = Path(config.out), config
+        check_length(config)
+        self.resumes = prepare_folder(self.folder, config)
+        start, notes = self.open_data()
+        self.choose_device()
+        self.build_model(start, notes)
+        self.build_around_model()
+        if self.resumes:
+            self.resume()
+        self.open_log()
+
+    def open_data(self) -> tuple[Converted | None, list[str]]:
+        """Open both splits, settle the config; return the weights to start from, and what is worth knowing."""
+        self.train_set, self.val_set, notes = open_training_data(self.asked)
+        with self.ranks.first_goes_ahead():
+            start = None if self.resumes else load_start(self.asked)
+        if self.resumes:
+            self.config = as_it_began(self.folder, self.asked)
+            check_data(self.folder, self.train_set, self.val_set)
+        else:
+            self.config, changes = settle(self.asked, start, self.train_set)
+            notes += changes
+        check_share(self.config.batch, self.ranks)
+        return start, notes
+
+    def choose_device(self) -> None:
+        """Settle where it is computed, in which precision, and what time counts."""
+        self.device = place(self.config.device, self.ranks)
+        self.now = stopwatch(self.config, self.device)
+        self.precision = choose_precision(self.config.precision, self.device)
+        self.autocast = autocast(self.precision, self.device)
+        self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
+
+    def build_model(self, start: Converted | None, notes: list[str]) -> None:
+        """Build the model, from trained weights if there are some, and say all that is worth knowing."""
+        torch.manual_seed(self.config.seed)
+        model = DETR(self.config.model)
+        if start:
+            notes += start_from(model, start.state, start.card, self.train_set.annotations.categories)
+        model, shared = share_batch_norm(model, self.device, self.ranks)
+        for note in notes + shared:
+            self.line.say(note)
+        self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        freeze(self.model, self.config.freeze)
+        if self.config.recompute:
+            recompute(self.model, self.config.compile)  # type: ignore[arg-type]
+        if not self.config.micro_batch:
+            self.config = self.fill_memory(self.config)
+        computing: Any = torch.compile(self.model) if self.config.compile else self.model
+        self.forward = parallel(computing, self.ranks)
+
+    def fill_memory(self, config: TrainConfig) -> TrainConfig:
+        """Return the config with as many images in a forward pass as fit; on every rank the same, the fewest."""
+        annotations, share = self.train_set.annotations, check_share(config.batch, self.ranks)
+        fits = fitting_micro_batch(config, self.model, annotations, self.autocast, share)
+        return replace(config, micro_batch=min(self.ranks.gather([fits])))
+
+    def build_around_model(self) -> None:
+        """Build what moves with the model: optimiser, average, clock, guard."""
+        config = self.config
+        self.optimiser = build_optimiser(self.model, config.optimiser)
+        horizon = config.optimiser.ema
+        self.average = MovingAverage(self.model, horizon) if horizon else None
+        self.clock = Clock(steps=count_steps(config, len(self.train_set)), minutes=config.minutes)
+        self.best, self.saved_at = -1.0, 0.0
+        self.owes = False  # whether the evaluation that this step ends with is yet to come
+        self.guard = FiniteGuard(self.model, self.device)
+
+    def open_log(self) -> None:
+        """Begin to write down what happens, and say what is trained."""
+        config, clock, first = self.config, self.clock, self.ranks.first
+        self.log: RunLog | NoLog = NoLog()
+        if first:
+            data = describe_data(self.train_set, self.val_set)
+            description = describe_run(config, self.device, self.precision, self.ranks.size) | {"data": data}
+            self.log = RunLog(self.folder, self.asked, description, clock.step)
+            forget_after(self.folder, clock.step)
+        looks = config.statistics if first else 0
+        self.recorder = Recorder(self.folder, config.model, looks, clock.due(looks))
+        self.introduce()
+        if self.asked.resume:
+            resumed = f"resumed after step {clock.step}"
+            self.line.say(resumed if self.resumes else "nothing to resume: starting at step 0")
+
+    def introduce(self) -> None:
+        """Say what is trained, on what, and how the batch is cut."""
+        config = self.config
+        learning = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.line.say(
+            f"{config.recipe}: {sum(p.numel() for p in self.model.parameters()):,} parameters, {learning:,} learn; "
+            f"{len(self.train_set)} training and {len(self.val_set)} validation images of "
+            f"{config.model.num_classes} classes; {self.device}, {self.precision}; "
+            f"{cut(config.batch, config.micro_batch, self.ranks)}"
+        )
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint that can be read."""
+        tensors, numbers, notes = load_newest_training(self.folder / "checkpoints")
+        for note in notes:
+            self.line.say(note)
+        put_back(tensors, self.model, self.optimiser, self.average, self.device)
+        if self.average:
+            self.average.updates = numbers["averaged"]
+        self.guard.in_a_row, self.owes = numbers.get("skipped", 0), numbers.get("owes", False)
+        self.clock.step, self.clock.seconds, self.best = numbers["step"], numbers["seconds"], numbers["best"]
+        self.saved_at = self.clock.seconds
