@@ -17,7 +17,7 @@ from lucidetr.errors import InputError
 from lucidetr.training import loop
 from lucidetr.training.checkpoint import load_newest_training
 from lucidetr.training.interrupt import Stopped
-from lucidetr.training.run_log import read_metrics
+from lucidetr.training.run_log import drop_lines_after, read_metrics
 from run_tools import tiny
 from surface_tools import lucidetr
 
@@ -203,6 +203,15 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(tmp_path, monkeypat
     assert max(line["step"] for line in read_metrics(tmp_path / "cut") if "val/AP" in line) == step - 1
     loop.train(short(tmp_path / "cut", resume=True))
     assert fate(tmp_path / "cut") == fate(whole)
+
+
+def test_an_evaluation_that_is_made_up_for_is_logged_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": 1, "val/AP": 0.1}, {"step": 2, "loss": 3.0}, {"step": 2, "val/AP": 0.2}, {"step": 3, "loss": 2.0}]
+    for owes, kept in ((False, lines[:3]), (True, lines[:2])):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        drop_lines_after(path, 2, owes)
+        assert read_metrics(tmp_path) == kept
 
 
 def tree(folder: Path) -> dict[str, tuple]:

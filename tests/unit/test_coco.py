@@ -150,6 +150,8 @@ def test_bad_boxes_can_be_dropped_or_cut(folder):
 def test_the_area_of_a_box_that_is_cut_is_that_of_what_is_left(folder):
     stated = ANNOTATION | {"bbox": [30, 2, 20, 10], "area": 180.0}
     assert read_coco(write(folder, content(annotations=[stated])), folder, bad_boxes="drop").areas.tolist() == [100]
+    stated["area"] = 90.0  # a mask's, smaller than what is left of the box
+    assert read_coco(write(folder, content(annotations=[stated])), folder, bad_boxes="drop").areas.tolist() == [90]
 
 
 def test_rounding_over_the_edge_is_no_fault(folder):

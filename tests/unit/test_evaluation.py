@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from lucidetr.categories import Categories
-from lucidetr.data.annotations import Annotations
+from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import NUMBERS, Metrics, evaluate
 from lucidetr.evaluation.crowds import Group
-from lucidetr.evaluation.detect import speak
+from lucidetr.evaluation.detect import speak, strangers
 from lucidetr.evaluation.table import print_crowds, print_metrics
 from lucidetr.structures import Detections
 
@@ -151,6 +151,21 @@ def test_a_model_with_more_classes_speaks_the_data_sets_names():
     assert spoken.category_ids == [20, 10]
     with pytest.raises(InputError, match="no category has the same name"):
         speak(found, mine, Categories(ids=(1,), names=("horse",)))
+
+
+def test_categories_that_only_one_side_knows_are_said():
+    """Of the data set's only what occurs in it: cow does not."""
+    mine, theirs = Categories((1, 2), ("cat", "Dog")), Categories((1, 2, 3), ("cat", "dog", "cow"))
+    pictures = Pictures(np.array([1]), np.array(["a.png"]), np.array([[30, 40]]))
+    objects = Objects.numbered(np.zeros(2, dtype=int), np.array([[1.0, 2.0, 3.0, 4.0]] * 2), [0, 1])
+    truth = gather(theirs, Path("."), pictures, objects, np.ones(2, dtype=bool))
+    assert strangers(mine, truth) == [
+        "warning: the model does not know dog, which is in the data: its AP will be 0",
+        "warning: the data do not know Dog, which the model finds: that is left out",
+    ]
+    assert strangers(theirs, truth) == []
+    with pytest.raises(InputError, match="no category has the same name"):
+        strangers(Categories((1,), ("horse",)), truth)
 
 
 def test_names_are_printed_as_they_are(capsys):

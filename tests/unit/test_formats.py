@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from lucidetr.data.dataset import open_dataset
+from lucidetr.data.doctor import diagnose
 from lucidetr.data.export import divide, open_splits, write_splits
 from lucidetr.data.sheet import draw_sheet
 from lucidetr.data.splits import find_splits
@@ -102,6 +103,7 @@ def test_what_only_sounds_like_a_split_hides_none(tmp_path):
     voc_file(tmp_path / "val" / "x.xml", voc_object("cat", 1, 2, 3, 4))
     with pytest.raises(InputError, match="both val and valid look like val; keep one"):
         open_dataset(str(tmp_path), "train")
+    assert any("both val and valid look like val" in finding.text for finding in diagnose(tmp_path).findings)
 
 
 def test_names_in_voc_lists_may_have_spaces_and_the_list_a_mark_at_its_head(voc):
@@ -311,6 +313,15 @@ def test_boxes_of_two_pictures_never_land_in_one_file(yolo, tmp_path, form):
     with pytest.raises(InputError, match=r"a\.jpg and a\.png would share one file of boxes"):
         write_splits(open_splits(str(yolo)), tmp_path / "new", form)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "voc"])
+def test_a_picture_listed_twice_is_not_written(yolo, tmp_path, form):
+    """The COCO reader would refuse it, in the other forms its boxes would be there once."""
+    text(yolo / "list.txt", "images/train/a.jpg\nimages/train/a.jpg\n")
+    text(yolo / "data.yaml", "train: list.txt\nnames: [cat, dog]\n")
+    with pytest.raises(InputError, match=r"a\.jpg and a\.jpg would share one file of boxes; list it once"):
+        write_splits(open_splits(str(yolo)), tmp_path / "new", form)
 
 
 def test_names_with_a_folder_images_come_back(tmp_path):

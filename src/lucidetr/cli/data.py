@@ -135,12 +135,12 @@ def sheet_path(text: str) -> Path:
 
 def opened(options: Convert | Split) -> dict[str, "Dataset"]:
     """Open every split, and say what was done to its boxes."""
+    from lucidetr.data.dataset import mended
     from lucidetr.data.export import open_splits
 
     splits = open_splits(options.source, options.bad_boxes)
-    for dataset in splits.values():
-        if dataset.annotations.mended:
-            print(f"{dataset.name}: {dataset.annotations.mended}")
+    for note in [note for dataset in splits.values() for note in mended(dataset)]:
+        print(note)
     return splits
 
 

@@ -71,7 +71,7 @@ def look(options: Options, folder: Path, ranks: "Ranks") -> tuple["Dataset", lis
     dataset, notes = open_split(options, folder)
     images, categories = len(dataset), detector.card.categories
     with closing(ProgressLine(quiet=not ranks.first)) as line:
-        for note in notes + strangers(categories, dataset.annotations.categories):
+        for note in notes + strangers(categories, dataset.annotations):
             line.say(note)
         found = detect(
             detector.quick,
@@ -159,11 +159,12 @@ def open_split(options: Options, folder: Path) -> tuple["Dataset", list[str]]:
     """Return the split that was asked for, of the run's own data as the run had it, and what to know of it."""
     from lucidetr.config import TrainConfig
     from lucidetr.conversion.read import read_json
-    from lucidetr.data.dataset import open_coco, open_dataset, open_training_data
+    from lucidetr.data.dataset import mended, open_coco, open_dataset, open_training_data
     from lucidetr.fields import from_dict
 
     if options.json:
-        return noted(open_coco(Path(options.json), Path(options.images) if options.images else None, options.bad_boxes))
+        dataset = open_coco(Path(options.json), Path(options.images) if options.images else None, options.bad_boxes)
+        return dataset, mended(dataset)
     config = folder / "config.json"
     if own_data(options, folder) and config.is_file() and options.split in ("train", "val"):
         train, val, notes = open_training_data(from_dict(TrainConfig, read_json(config)))
@@ -171,10 +172,5 @@ def open_split(options: Options, folder: Path) -> tuple["Dataset", list[str]]:
     data = options.data or trained_on(folder)
     if not data:
         raise InputError("evaluate on what? Give --data FOLDER, or --json FILE and --images FOLDER")
-    return noted(open_dataset(data, options.split, options.bad_boxes))
-
-
-def noted(dataset: "Dataset") -> tuple["Dataset", list[str]]:
-    """Return a data set and what was done to its boxes."""
-    mended = dataset.annotations.mended
-    return dataset, [f"{dataset.name}: {mended}"] if mended else []
+    dataset = open_dataset(data, options.split, options.bad_boxes)
+    return dataset, mended(dataset)

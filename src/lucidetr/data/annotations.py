@@ -75,6 +75,7 @@ class Annotations:
             labels=self.labels[flat],
             areas=self.areas[flat],
             crowd=self.crowd[flat],
+            mended="",
         )
 
     def to_coco(self) -> dict:

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from multiprocessing.process import BaseProcess
 
 import numpy as np
@@ -187,10 +186,10 @@ def allow_open_files(workers: int, parts: int) -> None:
 
     Where its hard limit is too low this is an InputError: torch would wait for ever, or fail far from the cause.
     """
-    try:
-        resource = import_module("resource")
-    except ImportError:  # Windows has no such limit
+    if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":  # not on macOS and Windows
         return
+    import resource
+
     # each reading process holds two for each tensor, this process one, of the steps ahead and of the one under way
     needed = max(workers, 2) * (AHEAD + 1) * parts * HANDLES + OTHER_HANDLES
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)

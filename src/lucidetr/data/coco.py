@@ -37,7 +37,7 @@ def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "ref
         return f"annotation {rows.ids[row]} in {names[image_rows[row]]}: bbox"
 
     boxes, keep, cut = check_boxes(path, rows.boxes_xywh, sizes[image_rows], place, bad_boxes)
-    areas = np.where(cut, boxes[:, 2] * boxes[:, 3], rows.areas)
+    areas = np.where(cut, np.minimum(rows.areas, boxes[:, 2] * boxes[:, 3]), rows.areas)
     return gather(
         categories,
         images,

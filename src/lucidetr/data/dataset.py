@@ -143,10 +143,11 @@ def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]
         train = open_dataset(config.data, "train", config.bad_boxes)
     else:
         raise InputError("no data: give --data FOLDER, --data generated:digits, or --train-json and --train-images")
+    notes += mended(train)
     if config.overfit:
         few = train.subset(np.arange(min(config.overfit, len(train))), f"{train.name}, first {config.overfit}")
         few = few.keep(gigabytes)
-        return few, few, [f"overfitting {len(few)} images: evaluated on the same images, no augmentation"]
+        return few, few, [*notes, f"overfitting {len(few)} images: evaluated on the same images, no augmentation"]
     if config.val_json:
         val = _open_explicit(config.val_json, config.val_images, config)
     elif config.data and has_split(config.data, "val"):
@@ -158,8 +159,13 @@ def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]
             f"(--val-fraction {config.val_fraction:g}), the same whatever the --seed"
         )
     refuse_other_categories(train, val)
-    notes += [f"{each.name}: {each.annotations.mended}" for each in (train, val) if each.annotations.mended]
+    notes += mended(val)
     return train.keep(gigabytes), val.keep(config.cache_gb), notes
+
+
+def mended(dataset: Dataset) -> list[str]:
+    """Return a sentence on what --bad-boxes drop did to a split, none where it did nothing."""
+    return [f"{dataset.name}: {dataset.annotations.mended}"] if dataset.annotations.mended else []
 
 
 def refuse_other_categories(one: Dataset, other: Dataset) -> None:

@@ -64,15 +64,17 @@ def _refuse_crowds(dataset: Dataset, form: Format) -> None:
 
 
 def _refuse_clashes(dataset: Dataset, form: Format) -> None:
-    """Refuse pictures whose boxes would be written into one file: names that differ in their suffix alone."""
-    if form == "coco":
-        return
+    """Refuse pictures whose boxes would be written into one file: names that differ in their suffix alone.
+
+    One picture listed twice is refused in every form: no data set can say it that is read again.
+    """
     owner: dict[str, str] = {}
     for name in map(str, dataset.annotations.file_names):
         path = Path(name).with_suffix("")
-        key = path.name if form == "voc" else str(path)
+        key = {"coco": name, "yolo": str(path), "voc": path.name}[form]
         if key in owner:
-            raise InputError(f"{dataset.name}: {owner[key]} and {name} would share one file of boxes; rename one")
+            fix = "list it once" if owner[key] == name else "rename one"
+            raise InputError(f"{dataset.name}: {owner[key]} and {name} would share one file of boxes; {fix}")
         owner[key] = name
 
 

@@ -322,6 +322,8 @@ def raw_voc(folder: Path) -> list[Raw]:
         whole.error("voc-list", str(error))
         splits = {"train": sorted(folder.glob("Annotations/*.xml"))}
     if not any(splits.values()):
+        if whole.findings:
+            return [whole]
         raise InputError(
             f"{folder}: no data set that can be read: no COCO json, no data.yaml (YOLO), no XML files (Pascal VOC)"
         )

@@ -36,6 +36,8 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
             lines = [line.strip() for line in words.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except UnicodeDecodeError:
             raise InputError(f"{words}: not a text file") from None
+        except OSError as error:
+            raise InputError(f"{words}: cannot be read ({error.strerror})") from None
         # a name may have spaces, and a list of one category has a number behind each name
         names = [line if line in known else line.split()[0] for line in lines]
         if missing := [name for name in names if name not in known]:
@@ -104,7 +106,10 @@ def read_voc(folder: Path, files: list[Path], every: list[Path], bad_boxes: BadB
 def parse(path: Path) -> ET.Element:
     """Return the root of an XML file; a document type is refused, for it can make a small file huge."""
     refuse_outside(path, "the file itself", [path], [path.parent])
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if b"\0" in content:
         raise InputError(f"{path}: UTF-16, or no text at all; save it as UTF-8")
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:

@@ -4,13 +4,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
 from lucidetr.categories import Categories
 from lucidetr.config import ImageConfig
+from lucidetr.data.annotations import Annotations
 from lucidetr.data.batching import WHOLE, evaluation_batches
 from lucidetr.data.dataset import Dataset
+from lucidetr.data.faults import listing
 from lucidetr.errors import InputError
 from lucidetr.models.postprocess import postprocess
 from lucidetr.structures import Detections
@@ -88,20 +91,19 @@ def common_labels(mine: Categories, theirs: Categories) -> dict[int, int]:
     return common
 
 
-def strangers(mine: Categories, theirs: Categories) -> list[str]:
+def strangers(mine: Categories, truth: Annotations) -> list[str]:
     """Return sentences on the categories that only one of a model and a data set knows; no common one is an InputError.
 
-    >>> for each in strangers(Categories((1, 2), ("cat", "Dog")), Categories((1, 2), ("cat", "dog"))):
-    ...     print(each)
-    warning: the model does not know dog, which is in the data: its AP will be 0
-    warning: the data do not know Dog, which the model finds: that is left out
+    Of the data set's those count of which there are objects: the others have no AP.
     """
+    theirs = truth.categories
     common_labels(mine, theirs)
-    unknown = [name for name in theirs.names if name not in mine.names]
+    seen = [theirs.names[label] for label in np.unique(truth.labels)]
+    unknown = [name for name in seen if name not in mine.names]
     extra = [name for name in mine.names if name not in theirs.names]
     said = []
     if unknown:
-        said.append(f"warning: the model does not know {', '.join(unknown)}, which is in the data: its AP will be 0")
+        said.append(f"warning: the model does not know {listing(unknown)}, which is in the data: its AP will be 0")
     if extra:
-        said.append(f"warning: the data do not know {', '.join(extra)}, which the model finds: that is left out")
+        said.append(f"warning: the data do not know {listing(extra)}, which the model finds: that is left out")
     return said

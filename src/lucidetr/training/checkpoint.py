@@ -112,12 +112,12 @@ def _room(folder: Path) -> str:
 
 def save_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:
     """Write a model: its weights, its card inside, and a copy of the card beside it to be read by people."""
+    thresholds_file(path).unlink(missing_ok=True)  # those of the model that was here before
     values = to_dict(card)
     content = packed(state, {"card": json.dumps({"sha256": UNSEALED} | values, indent=2)})
     seal = hashlib.sha256(content).hexdigest()
     write_atomically(path, content.replace(UNSEALED.encode(), seal.encode(), 1))
     write_atomically(path.with_suffix(".json"), json.dumps(values, indent=2).encode())
-    thresholds_file(path).unlink(missing_ok=True)  # of the model that was here before
     _remove_leftovers(path.parent, f".{path.stem}.")
 
 

@@ -107,8 +107,7 @@ class Run(Prepared):
         try:
             return next(steps)
         except InputError as error:
-            if self.clock.seconds > self.saved_at:
-                self.save_state()
+            self.save_what_is_new()
             saved = self.saved if self.clock.step else "before the first step"
             if interruption.number:  # it also reached the reading processes, before they could leave it to this one
                 self.line.say(f"stopped, {saved}")
@@ -208,7 +207,7 @@ class Run(Prepared):
         shipped = self.average.model if self.average else self.model
         categories = self.train_set.annotations.categories
         if self.ranks.size > 1:  # whose launcher, once one of them fails, waits for no evaluation
-            self.save_state()
+            self.save_what_is_new()
         found = self.find(shipped, interruption)
         self.owes = False
         if not self.ranks.first:
@@ -252,7 +251,7 @@ class Run(Prepared):
                 gather=self.ranks.interleave,
             )
         except (Stopped, InputError, RuntimeError, MemoryError) as error:  # the last two: no room, or a rank has gone
-            self.save_state()
+            self.save_what_is_new()
             if isinstance(error, Stopped):
                 self.line.say(f"stopped and {self.saved}")
             if isinstance(error, InputError) and self.ranks.first:
@@ -280,6 +279,11 @@ class Run(Prepared):
             text = json.dumps(metrics.to_dict(), indent=2)
             write_atomically(self.folder / "metrics-val.json", text.encode())
         self.save_state()
+
+    def save_what_is_new(self) -> None:
+        """Save the state unless it was just saved or read."""
+        if self.clock.seconds > self.saved_at:
+            self.save_state()
 
     def save_state(self) -> None:
         """Write what is needed to go on with the next step; rank 0 does it for all."""

@@ -116,7 +116,7 @@ class Prepared:
         if first:
             data = describe_data(self.train_set, self.val_set)
             description = describe_run(config, self.device, self.precision, self.ranks.size) | {"data": data}
-            self.log = RunLog(self.folder, self.asked, description, clock.step)
+            self.log = RunLog(self.folder, self.asked, description, clock.step, self.owes)
             forget_after(self.folder, clock.step)
         looks = config.statistics if first else 0
         self.recorder = Recorder(self.folder, config.model, looks, clock.due(looks))

@@ -141,14 +141,14 @@ def _commit() -> str | None:
 class RunLog:
     """Append one line of numbers at a time to metrics.jsonl and to TensorBoard's event file."""
 
-    def __init__(self, folder: Path, asked: TrainConfig, description: dict[str, Any], step: int):
+    def __init__(self, folder: Path, asked: TrainConfig, description: dict[str, Any], step: int, owes: bool = False):
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / "metrics.jsonl"
         starts = read_json(folder / "run.json", list) if (folder / "run.json").is_file() else []
         write_atomically(folder / "run.json", json.dumps([*starts, description], indent=2).encode())
         write_atomically(folder / "config.json", json.dumps(to_dict(asked), indent=2).encode())
-        drop_lines_after(self.path, step)
+        drop_lines_after(self.path, step, owes)
         self.board = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -195,8 +195,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole]
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and half a last one: those steps were not saved and are about to be done again."""
+def drop_lines_after(path: Path, step: int, owes: bool = False) -> None:
+    """Drop the lines of later steps, and half a last one: those steps were not saved and are about to be done again.
+
+    So is the evaluation of the last step where the run still `owes` it.
+    """
     if path.is_file():
-        kept = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step]
-        write_atomically(path, "".join(kept).encode())
+        lines = [line for line in read_lines(path) if line["step"] <= step]
+        kept = [line for line in lines if not (owes and line["step"] == step and {"val/AP", "stall"} & line.keys())]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
