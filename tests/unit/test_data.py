@@ -246,6 +246,36 @@ def test_many_parts_come_through_where_few_files_may_be_open():
     assert done.stdout.split() == ["120"] * 3, done.stderr
 
 
+GROWN_BY_A_SEARCH_FOR_CYCLES = """
+import gc, multiprocessing, re
+from pathlib import Path
+from lucidetr.data.batching import start_reading
+
+def own():
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return sum(int(kilobytes) for kilobytes in re.findall(r"^Private_\\w+: +(\\d+)", text, re.MULTILINE)) / 1000
+
+def read(worker):
+    start_reading(worker)
+    before = own()
+    gc.collect()
+    print(own() - before, flush=True)
+
+shared = [[] for _ in range(500_000)]
+reader = multiprocessing.get_context("fork").Process(target=read, args=(0,))
+reader.start()
+reader.join()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says how much memory is shared")
+def test_a_search_for_cycles_does_not_copy_what_reading_processes_share():
+    """Half a million lists are 28 MB; what was made since the fork, and the search's own, is little."""
+    made = [sys.executable, "-c", GROWN_BY_A_SEARCH_FOR_CYCLES]
+    done = subprocess.run(made, capture_output=True, text=True, timeout=120, check=False)
+    assert float(done.stdout) < 8, done.stderr
+
+
 def test_evaluation_sees_every_image_once_in_order():
     dataset = open_dataset(FEW, "train")
     batches = list(evaluation_batches(dataset, recipe("detr-xs").images, 5))

@@ -6,6 +6,7 @@ who of how many asks.
 """
 
 import functools
+import gc
 import itertools
 import multiprocessing
 import signal
@@ -165,7 +166,7 @@ def training_steps(
         num_workers=workers,
         prefetch_factor=AHEAD if workers else None,
         generator=own,
-        worker_init_fn=leave_signals,
+        worker_init_fn=start_reading,
     )
     others = multiprocessing.active_children()
     batches = iter(loader)
@@ -240,11 +241,14 @@ def deaths_wait() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, heeded)
 
 
-def leave_signals(worker: int) -> None:
-    """Leave Ctrl-C to the process that trains, and outlive SIGTERM until it has saved.
+def start_reading(worker: int) -> None:
+    """Leave Ctrl-C to the process that trains, outlive SIGTERM until it has saved, and keep sharing its memory.
 
-    Both reach a whole group of processes; a reading process that died at once would take the save with it.
+    Both signals reach a whole group of processes; a reading process that died at once would take the save with it.
+    Python's search for cycles writes to every object that it looks at, and what is written to is no longer shared: it
+    leaves out what was there before the fork.
     """
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
 
