@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -23,6 +24,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1)
     return (f"did you mean {near[0]}? " if near else "") + f"Known: {', '.join(known)}"
+
+
+def unreadable(path: Path | str, error: OSError) -> str:
+    """Return a sentence on a file that is there and that the system does not give."""
+    return f"{path}: cannot be read ({error.strerror}); check what it is, its rights and its disk"
 
 
 def imported(name: str, package: str = "") -> Any:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from lucidetr.errors import InputError
+from lucidetr.errors import InputError, unreadable
 
 FORBIDDEN = re.compile(r"GLOBAL (\S+)")  # torch's own word for a name that a pickle wants to look up
 REASON = re.compile(r"WeightsUnpickler error:\s*(.+)")
@@ -63,7 +63,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(unreadable(path, error)) from None
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, endless numbers or brackets
         raise InputError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(values, kind):

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from lucidetr.errors import InputError
+from lucidetr.errors import InputError, unreadable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 MAX_PIXELS = 100_000_000  # refused by the header, before anything is decoded
@@ -41,7 +41,7 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
         raise InputError(f"{path}: not an image that can be read ({error})") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on damaged files
         if isinstance(error, OSError) and error.errno:  # the system's own: the file may well be sound
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+            raise InputError(unreadable(path, error)) from None
         size = Path(path).stat().st_size if Path(path).is_file() else 0
         raise InputError(f"{path}: damaged or truncated image of {size:,} bytes ({error}); replace the file") from None
 

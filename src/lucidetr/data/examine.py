@@ -14,7 +14,7 @@ from lucidetr.data.decoding import MAX_PIXELS, refuse_by_header
 from lucidetr.data.faults import EDGE_TOLERANCE, listing
 from lucidetr.data.raw import Finding, Picture, Raw
 from lucidetr.data.yolo import EXIF_ORIENTATION, TURNED, upright_sides
-from lucidetr.errors import InputError
+from lucidetr.errors import InputError, unreadable
 
 SMALLEST_BOX = 2.0  # pixels: less is a slip of the mouse
 SMALLEST_SIDE = 32
@@ -65,7 +65,7 @@ def look_at(raw: Raw, picture: Picture) -> tuple[str, int] | None:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raw.error("image-unreadable", f"{path}: cannot be read ({error.strerror}); correct its rights, or its disk")
+        raw.error("image-unreadable", unreadable(path, error))
         return None
     if not content:
         raw.error("image-empty", f"{path}: a file of 0 bytes; replace it")

@@ -13,7 +13,7 @@ from lucidetr.data import voc, yolo
 from lucidetr.data.coco import find_coco, image_folder_of, is_number
 from lucidetr.data.faults import inside
 from lucidetr.data.splits import find_yaml
-from lucidetr.errors import InputError
+from lucidetr.errors import InputError, unreadable
 
 Severity = Literal["error", "warning"]
 
@@ -132,7 +132,7 @@ def _json(raw: Raw, path: Path) -> dict[str, Any] | None:
         raw.error("json-text", f"{path}: not a readable JSON text ({type(error).__name__}); export it again as UTF-8")
         return None
     except OSError as error:
-        raw.error("json-unreadable", f"{path}: cannot be read ({error.strerror}); correct its rights, or its disk")
+        raw.error("json-unreadable", unreadable(path, error))
         return None
     if not isinstance(content, dict):
         raw.error("coco-lists", f"{path}: holds no lists images, annotations, categories; is it a COCO file?")

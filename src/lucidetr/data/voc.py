@@ -10,7 +10,7 @@ from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.data.decoding import SUFFIXES
 from lucidetr.data.faults import BadBoxes, check_boxes, inside, is_file, listing, refuse_outside
 from lucidetr.data.splits import split_of
-from lucidetr.errors import InputError
+from lucidetr.errors import InputError, unreadable
 
 IMAGE_FOLDERS = ("JPEGImages", "images", ".")
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -37,7 +37,7 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
         except UnicodeDecodeError:
             raise InputError(f"{words}: not a text file") from None
         except OSError as error:
-            raise InputError(f"{words}: cannot be read ({error.strerror})") from None
+            raise InputError(unreadable(words, error)) from None
         # a name may have spaces, and a list of one category has a number behind each name
         names = [line if line in known else line.split()[0] for line in lines]
         if missing := [name for name in names if name not in known]:
@@ -109,7 +109,7 @@ def parse(path: Path) -> ET.Element:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(unreadable(path, error)) from None
     if b"\0" in content:
         raise InputError(f"{path}: UTF-16, or no text at all; save it as UTF-8")
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:

@@ -13,7 +13,7 @@ from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.data.decoding import SUFFIXES, refuse_by_header
 from lucidetr.data.faults import BadBoxes, check_boxes, is_file, is_within, listing, refuse_outside
 from lucidetr.data.splits import SPLIT_WORDS
-from lucidetr.errors import InputError
+from lucidetr.errors import InputError, unreadable
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 EXIF_ORIENTATION = 274
@@ -136,7 +136,7 @@ def _load(file: Path) -> dict[Any, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2026-99-99
         raise InputError(f"{file}: not a readable YAML text ({' '.join(str(error).split())[:200]})") from None
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+        raise InputError(unreadable(file, error)) from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected lines such as 'train: images/train' and 'names: [cat, dog]'")
     return content
@@ -242,7 +242,7 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(unreadable(path, error)) from None
 
 
 def read_box(where: str, line: str) -> tuple[int, list[float]]:
