@@ -248,10 +248,12 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Set AdamW and what happens to its rate; every horizon is a fraction of the run."""
+    """Set the optimiser and what happens to its rate; every horizon is a fraction of the run."""
 
     lr: float = 1e-4
     backbone_lr: float = 1e-5
+    matrices: Literal["adamw", "muon"] = "adamw"
+    """How matrices and kernels from features to features step. muon: along orthogonal matrices (Jordan et al. 2024)."""
     weight_decay: float = 1e-4
     clip: float = 0.1
     """Largest norm of all gradients together; 0: no clip."""

@@ -215,9 +215,11 @@ def test_minutes_count_training_only_and_end_the_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_signal_saves_and_stops_and_the_run_goes_on_bit_by_bit(tmp_path, monkeypatch, number, workers):
-    whole = loop.train(tiny(tmp_path / "whole", evaluations=1))
+@pytest.mark.parametrize(("workers", "matrices"), [(0, "adamw"), (2, "adamw"), (0, "muon")])
+def test_a_signal_saves_and_stops_and_the_run_goes_on_bit_by_bit(tmp_path, monkeypatch, number, workers, matrices):
+    usual = tiny(tmp_path / "whole", evaluations=1)
+    config = replace(usual, optimiser=replace(usual.optimiser, matrices=matrices))
+    whole = loop.train(config)
     step, steps = loop.Run.step, []
 
     def signalled(self, parts):
@@ -228,11 +230,11 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_bit_by_bit(tmp_path, monke
 
     monkeypatch.setattr(loop.Run, "step", signalled)
     with pytest.raises(KeyboardInterrupt) as stopped:
-        loop.train(tiny(tmp_path / "cut", evaluations=1, workers=workers))
+        loop.train(replace(config, out=str(tmp_path / "cut"), workers=workers))
     assert stopped.value.status == 128 + number
     assert len(steps) == 3
     monkeypatch.setattr(loop.Run, "step", step)
-    cut = loop.train(tiny(tmp_path / "cut", evaluations=1, workers=workers, resume=True))
+    cut = loop.train(replace(config, out=str(tmp_path / "cut"), workers=workers, resume=True))
     a, b = newest_state(whole), newest_state(cut)
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 

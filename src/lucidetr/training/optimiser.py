@@ -1,12 +1,14 @@
-"""AdamW with one rate for the backbone and one for the rest, and how the rate moves (DETR, A.4)."""
+"""AdamW or Muon with one rate for the backbone and one for the rest, and how the rate moves (DETR, A.4)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from lucidetr.config import OptimiserConfig
 from lucidetr.errors import InputError, did_you_mean
+from lucidetr.training.muon import Muon, matrices_of
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
@@ -27,16 +29,19 @@ def learning_mode(model: nn.Module, frozen: tuple[str, ...]) -> None:
 
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """Return AdamW over what learns; each group keeps its peak rate under "peak"."""
-    parts: dict[str, list[nn.Parameter]] = {"backbone": [], "rest": []}
+    """Return the optimiser over what learns; each group keeps its peak rate under "peak"."""
+    matrices = matrices_of(model) if config.matrices == "muon" else ()
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parts["backbone" if name.startswith("backbone.") else "rest"].append(parameter)
-    peaks = {"backbone": config.backbone_lr, "rest": config.lr}
-    groups = [{"params": ps, "lr": peaks[part], "peak": peaks[part]} for part, ps in parts.items() if ps]
+            kind = name.startswith("backbone."), name in matrices
+            peak = config.backbone_lr if kind[0] else config.lr
+            fresh = {"params": [], "lr": peak, "peak": peak, "orthogonal": kind[1]}
+            groups.setdefault(kind, fresh)["params"].append(parameter)
     if not groups:
         raise InputError("every part of the model is frozen: leave something to learn out of --freeze")
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    kind = Muon if config.matrices == "muon" else torch.optim.AdamW
+    return kind(list(groups.values()), weight_decay=config.weight_decay, fused=True)
 
 
 def rate(progress: float, config: OptimiserConfig) -> float:
