@@ -94,6 +94,7 @@ LUCID_XS = TrainConfig(
     optimiser=OptimiserConfig(
         lr=1.5e-3,
         backbone_lr=1.5e-3,
+        matrices="muon",
         schedule="cosine",
         warmup=0.03,
         ema=0.03,
@@ -230,6 +231,7 @@ LADDER = (
     Rung("tail", "the last tenth of the run sees pictures as they are", {"augmentation.until": 0.9}),
     Rung("xavier", "every matrix and kernel starts by Xavier's rule", {"model.initialisation": "xavier"}),
     Rung("quiet", "residual branches of the transformer start at zero", {"model.residual_start": "zero"}),
+    Rung("muon", "matrices and kernels step along orthogonal matrices", {"optimiser.matrices": "muon"}),
 )
 
 # What else the literature offers, off in every recipe: each is measured on top of lucid-xs

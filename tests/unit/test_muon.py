@@ -9,7 +9,7 @@ from torch import nn
 from lucidetr.config import OptimiserConfig
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
-from lucidetr.training.muon import MOMENTUM, QUINTIC, STEP, matrices_of, orthogonal
+from lucidetr.training.muon import ITERATIONS, MOMENTUM, QUINTIC, matrices_of, orthogonal
 from lucidetr.training.optimiser import build_optimiser
 
 MUON = OptimiserConfig(lr=1e-2, backbone_lr=1e-3, matrices="muon")
@@ -24,8 +24,8 @@ def test_directions_stay_and_become_equally_strong(rows, columns):
     values = inside.diagonal(dim1=1, dim2=2)
     assert (inside - torch.diag_embed(values)).abs().max() < 1e-9
     strong = s > 0.01 * s.norm(dim=1, keepdim=True)
-    assert values[strong].min() > 0.65
-    assert values.max() < 1.25
+    assert values[strong].min() > 0.68
+    assert values.max() < 1.21
     assert torch.allclose(orthogonal(1000 * matrices), made)
 
 
@@ -43,10 +43,10 @@ def written_out(weight, gradients, lr, decay):
         momentum = MOMENTUM * momentum + (1 - MOMENTUM) * gradient
         x = MOMENTUM * momentum + (1 - MOMENTUM) * gradient
         x = x / x.norm()
-        for _ in range(5):
+        for _ in range(ITERATIONS):
             gram = x @ x.T
             x = a * x + b * gram @ x + c * gram @ gram @ x
-        weight = weight - lr * decay * weight - lr * STEP * max(x.shape) ** 0.5 * x
+        weight = weight - lr * decay * weight - lr * max(x.shape) ** 0.5 * x
     return weight
 
 

@@ -1,8 +1,9 @@
 """Muon: steps along orthogonal matrices (Jordan et al. 2024), beside AdamW for all that is no matrix.
 
 The gradient of a matrix has a few strong directions, and AdamW, which scales each entry by itself, still steps mostly
-along those. With momentum M = U S Vᵀ, Muon steps along U Vᵀ: along every direction equally far. A kernel counts as the
-matrix from all its inputs, channels times places, to its outputs.
+along those. With momentum M = U S Vᵀ, Muon steps along U Vᵀ: along every direction equally far. It is scaled so that
+entries move by the rate, in root mean square. A kernel counts as the matrix from all its inputs, channels times places,
+to its outputs.
 """
 
 from collections.abc import Iterable
@@ -11,10 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-MOMENTUM = 0.95
-STEP = 0.5  # root mean square of what a step at rate 1 adds to an entry
+MOMENTUM = 0.9
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, and maps 0.7 … 1.2 into itself
-ITERATIONS = 5
+ITERATIONS = 4
 SMALLEST = 1e-10  # norm that counts as a direction; one underflowed in its squares would blow up
 NARROW = 16  # a matrix with fewer inputs or outputs has no directions to spare
 
@@ -34,8 +34,7 @@ class Muon(torch.optim.AdamW):
         """Step along the orthogonal part of each one's momentum; those of one shape are computed at once."""
         for alike in by_shape(parameters):
             ahead = torch.stack([self.momentum(p).flatten(1) for p in alike])
-            rows, columns = ahead.shape[1:]
-            along = orthogonal(ahead) * (STEP * max(rows, columns) ** 0.5)
+            along = orthogonal(ahead) * max(ahead.shape[1:]) ** 0.5
             for parameter, direction in zip(alike, along, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.sub_(direction.view_as(parameter), alpha=group["lr"])
@@ -61,11 +60,11 @@ def by_shape(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]
 
 
 def orthogonal(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "count rows columns"]:
-    """Return U Vᵀ of each U S Vᵀ, nearly: singular values come to lie between 0.7 and 1.2.
+    """Return U Vᵀ of each U S Vᵀ, nearly: singular values come to lie between 0.68 and 1.2.
 
     X ← (a + b X Xᵀ + c (X Xᵀ)²) X makes of every singular value s the value a s + b s³ + c s⁵, and leaves U and V. The
     factors of all iterations depend on the small X Xᵀ alone; only their product meets X. Singular values below a
-    thousandth of the norm do not come all the way.
+    hundredth of the norm do not come all the way.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonal(matrices.mT).mT
