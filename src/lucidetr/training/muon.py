@@ -15,7 +15,7 @@ from torch import Tensor, nn
 MOMENTUM = 0.9
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, and maps 0.7 … 1.2 into itself
 ITERATIONS = 4
-SMALLEST = 1e-10  # norm that counts as a direction; one underflowed in its squares would blow up
+SMALLEST = 1e-10  # a norm below it gives no direction: its squares underflow
 NARROW = 16  # a matrix with fewer inputs or outputs has no directions to spare
 
 
@@ -59,7 +59,7 @@ def by_shape(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]
     return groups.values()
 
 
-def orthogonal(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "count rows columns"]:
+def orthogonal(matrices: Float[Tensor, "matrix rows columns"]) -> Float[Tensor, "matrix rows columns"]:
     """Return U Vᵀ of each U S Vᵀ, nearly: singular values come to lie between 0.68 and 1.2.
 
     X ← (a + b X Xᵀ + c (X Xᵀ)²) X makes of every singular value s the value a s + b s³ + c s⁵, and leaves U and V. The
@@ -68,16 +68,22 @@ def orthogonal(matrices: Float[Tensor, "count rows columns"]) -> Float[Tensor, "
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonal(matrices.mT).mT
-    a, b, c = QUINTIC
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST)
     gram = x @ x.mT
-    product = torch.eye(len(gram[0]), dtype=x.dtype, device=x.device).expand_as(gram)
-    for _ in range(ITERATIONS):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor @ product
+    product = factor = quintic(gram)
+    for _ in range(ITERATIONS - 1):
         gram = factor @ gram @ factor
+        factor = quintic(gram)
+        product = factor @ product
     return product @ x
+
+
+def quintic(gram: Float[Tensor, "matrix rows rows"]) -> Float[Tensor, "matrix rows rows"]:
+    """Return a + b G + c G²."""
+    a, b, c = QUINTIC
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
 
 
 def matrices_of(model: nn.Module) -> list[str]:
