@@ -2,8 +2,9 @@
 .PHONY: setup demo test test-long check format bench clean
 PYTHON ?= python3
 BIN := .venv/bin
-# each test process computes with one thread; tests of one file share what they trained
-PROCESSES ?= --numprocesses 2 --dist loadfile
+# Each test process computes with one thread. Tests of one file share what they trained; files come in their own order, for
+# xdist would leave the long ones of a single test to the end
+PROCESSES ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 setup: .venv/installed
 

@@ -415,7 +415,7 @@ def test_a_set_without_validation_is_split_the_same_way_each_time(tmp_path):
     assert torch.equal(val.image(1), whole.image(index))
 
 
-def test_what_dropping_bad_boxes_did_is_said(tmp_path):
+def test_what_dropping_bad_boxes_did_is_said(tmp_path, capsys):
     write_splits(
         open_splits("generated:digits?train=3&val=2&size=48&digit=14-20&objects=2-2"), tmp_path / "set", "coco"
     )
@@ -426,7 +426,12 @@ def test_what_dropping_bad_boxes_did_is_said(tmp_path):
     path.write_text(json.dumps(content))
     number = len(content["annotations"])
     _, _, notes = open_training_data(TrainConfig(data=str(tmp_path / "set"), bad_boxes="drop"))
-    assert notes == [f"{tmp_path / 'set'}, train (COCO): of {number} boxes, 1 left out and 1 cut at the picture's edge"]
+    said = f"{tmp_path / 'set'}, train (COCO): of {number} boxes, 1 left out and 1 cut at the picture's edge"
+    assert notes == [said]
+    data, sheet = str(tmp_path / "set"), str(tmp_path / "sheet.png")
+    for command in (["sample", data, sheet], ["augment", "--data", data, "--out", sheet]):
+        data_verb([*command, "--bad-boxes", "drop"])
+        assert said in capsys.readouterr().out.splitlines()
 
 
 def test_splits_with_other_categories_are_refused(tmp_path):

@@ -98,11 +98,13 @@ def sample(arguments: list[str]) -> None:
     options = tyro.cli(Sample, args=arguments, prog="lucidetr data sample")
     check_ranges(options, "--", {"images": (1, HUGE), "seed": SEEDS})
 
-    from lucidetr.data.dataset import open_dataset
+    from lucidetr.data.dataset import mended, open_dataset
     from lucidetr.data.sheet import draw_sheet
 
     path = sheet_path(options.sheet)
     dataset = open_dataset(options.source, options.split, options.bad_boxes)
+    for note in mended(dataset):
+        print(note)
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_sheet(dataset, options.images, options.seed).save(path)
     print(f"{min(options.images, len(dataset))} of {len(dataset)} images of {dataset.name}: {path}")
@@ -116,7 +118,9 @@ def augment(arguments: list[str]) -> None:
     from lucidetr.data.sheet import draw_augmented
 
     path = sheet_path(config.out)
-    dataset, _, _ = open_training_data(config)
+    dataset, _, notes = open_training_data(config)
+    for note in notes:
+        print(note)
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_augmented(dataset, config, AUGMENTED, VERSIONS).save(path)
     print(f"{config.recipe}: {', '.join(f'{k} {v}' for k, v in to_dict(config.augmentation).items())}")
