@@ -29,7 +29,7 @@ from lucidetr.errors import InputError, did_you_mean
 from lucidetr.evaluation.coco import evaluate
 from lucidetr.evaluation.detect import detect
 from lucidetr.recipes import RECIPES, recipe
-from lucidetr.studies.ladder import spread
+from lucidetr.studies.experiment import fingerprint, spread
 from lucidetr.training.loop import train
 from lucidetr.training.run_log import read_metrics
 
@@ -170,6 +170,8 @@ class Bench:
             "augmentation": options.augmentation,
             "split": options.split if role == "run" else "",
         }
+        if name not in PEERS:
+            settings["config"] = fingerprint(config)
         if known := self.journal.lines_with(settings):
             return known[-1]
         print(f"{name}: {role}, {config.minutes:g} min, rate {lr:g}, batch {batch}, seed {seed}", flush=True)
@@ -283,7 +285,7 @@ class Curve:
 
 
 def average(lines: Sequence[dict[str, Any]]) -> list[Curve]:
-    """Return a curve for each contender and budget, the best rate and batch of each where there are several.
+    """Return a curve for each contender and budget, the best rate and batch of each, and the best of a recipe's states.
 
     Of runs with equal settings the newest counts.
     """
@@ -291,7 +293,7 @@ def average(lines: Sequence[dict[str, Any]]) -> list[Curve]:
     for line in {json.dumps(line["settings"]): line for line in lines}.values():
         settings = line["settings"]
         budget = (settings["contender"], settings["minutes"])
-        choice = (settings["lr"], settings["batch"])
+        choice = (settings["lr"], settings["batch"], settings.get("config"))
         kinds.setdefault(budget, {}).setdefault(choice, []).append(line)
     curves = []
     for name, minutes in kinds:

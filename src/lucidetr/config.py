@@ -253,7 +253,8 @@ class OptimiserConfig:
     lr: float = 1e-4
     backbone_lr: float = 1e-5
     matrices: Literal["adamw", "muon"] = "adamw"
-    """How matrices and kernels from features to features step. muon: along orthogonal matrices (Jordan et al. 2024)."""
+    """How matrices and kernels between features step. muon: along orthogonal matrices (Jordan et al. 2024), so far that
+    their entries move by the rate in root mean square."""
     weight_decay: float = 1e-4
     clip: float = 0.1
     """Largest norm of all gradients together; 0: no clip."""

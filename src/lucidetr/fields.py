@@ -36,7 +36,7 @@ def from_dict(kind: type[T], values: Any, place: str = "") -> T:
     >>> from_dict(OptimiserConfig, {"lrr": 0.001})
     Traceback (most recent call last):
     lucidetr.errors.InputError: unknown field lrr: did you mean lr? Known: backbone_lr, clip, drop_at, ema, final, \
-flat, lr, schedule, warmup, weight_decay
+flat, lr, matrices, schedule, warmup, weight_decay
     """
     if not isinstance(values, dict):
         raise InputError(f"{place or kind.__name__}: expected an object with fields, got {values!r}")

@@ -127,7 +127,7 @@ LUCID_S_LITE0 = replace(
     LUCID_S,
     recipe="lucid-s-lite0",
     model=replace(LUCID_S.model, backbone=BackboneConfig(name="efficientnet_lite0", norm="batch")),
-    optimiser=replace(LUCID_S.optimiser, backbone_lr=LUCID_S.optimiser.lr / 10),
+    optimiser=replace(LUCID_S.optimiser, backbone_lr=LUCID_S.optimiser.lr / 10, matrices="adamw"),
     weights="efficientnet-lite0",
 )
 
@@ -280,11 +280,11 @@ def recipe(name: str) -> TrainConfig:
 
 
 def fine_tuned(config: TrainConfig, backbone_alone: bool) -> TrainConfig:
-    """Return the config with the rates that fit trained weights, where its rates are still the recipe's own.
+    """Return the config with the rates and steps that fit trained weights, where they are still the recipe's own.
 
     A whole detector goes on five times slower, its backbone slower still. Beside a trained backbone all else is new
-    and keeps its rate; the backbone takes a tenth of it. The paper's recipes are made for such a backbone and stay
-    as they are.
+    and keeps its rate; the backbone takes a tenth of it. Both rates were found with AdamW, which trained most published
+    weights too. The paper's recipes are made for such a backbone and stay as they are.
     """
     if not config.recipe.startswith("lucid"):
         return config
@@ -293,7 +293,8 @@ def fine_tuned(config: TrainConfig, backbone_alone: bool) -> TrainConfig:
         lr = lr / 5
     if backbone_lr == own.backbone_lr:
         backbone_lr = lr / (10 if backbone_alone else 5)
-    return replace(config, optimiser=replace(config.optimiser, lr=lr, backbone_lr=backbone_lr))
+    matrices = "adamw" if config.optimiser.matrices == own.matrices else config.optimiser.matrices
+    return replace(config, optimiser=replace(config.optimiser, lr=lr, backbone_lr=backbone_lr, matrices=matrices))
 
 
 def from_scratch(config: TrainConfig) -> tuple[TrainConfig, list[str]]:

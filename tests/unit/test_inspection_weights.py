@@ -181,7 +181,7 @@ def test_every_chart_is_drawn_from_few_looks_too(looks):
     drawings = [
         lambda made: weights.draw_distributions(made, distributions),
         lambda made: weights.draw_over_steps(made, found, found.weight_std),
-        lambda made: weights.draw_updates(made, found),
+        lambda made: weights.draw_updates(made, found, 1e-3),
         lambda made: weights.draw_silent(made, found),
         lambda made: gradients.draw_gradients(made, found),
         lambda made: gradients.draw_depth(made, found),

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from lucidetr.fields import difference, from_dict, to_dict
 from lucidetr.recipes import BESIDES, DETR_XS, LADDER, LUCID_XS, beyond, climb, without
 from lucidetr.studies import experiment, ladder
-from lucidetr.studies.experiment import Plan, Result, read_results
+from lucidetr.studies.experiment import Plan, Result, fingerprint, read_results
 from lucidetr.studies.ladder import contenders, ladder_page
 from run_tools import tiny
 
@@ -112,16 +112,21 @@ def counted(two, monkeypatch):
 
     def run_one(kind, name, config):
         asked.append((kind, name, config.seed))
-        return result(kind=kind, name=name, seed=config.seed, minutes=config.minutes, data=config.data)
+        lengths = {"minutes": config.minutes, "data": config.data}
+        return result(kind=kind, name=name, seed=config.seed, **lengths, config=fingerprint(config))
 
     monkeypatch.setattr(ladder, "run_one", run_one)
     return *two, asked
 
 
+TRAINED = {(kind, name): fingerprint(config) for kind, name, config in contenders()}
+
+
 def result(**values):
     base = {"kind": "rung", "name": "detr-xs", "seed": 0, "minutes": SECOND, "threads": 1, "data": "x", "ap": 0.25}
     base |= {"ap50": 0.5, "steps": 10, "images_per_second": 20.0, "precision": "fp32", "commit": "", "machine": "m"}
-    return Result(**(base | values))
+    whole = base | values
+    return Result(**({"config": TRAINED[whole["kind"], whole["name"]]} | whole))
 
 
 @pytest.mark.slow
@@ -170,6 +175,27 @@ def test_the_page_shows_mean_and_deviation_over_the_seeds(tmp_path, monkeypatch)
     assert [row.split("|")[1].strip() for row in besides] == ["–", *(rung.name for rung in BESIDES)]
     assert besides[1].endswith("| 20 | 0.700 |")
     assert besides[2].endswith("| – | – |")
+
+
+def test_runs_of_what_a_rung_once_was_do_not_count(counted, tmp_path):
+    file, data, asked = counted
+    name = LADDER[1].name
+    before = [result(kind="without", name=name, ap=0.6, data=data, config="of another"), result(data=data, config="")]
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps(asdict(run)) + "\n" for run in before))
+    ladder.study(file.parent, Plan(SECOND, seeds=1, data=data))
+    assert asked == [("rung", "detr-xs", 0), ("without", name, 0)]
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(asdict(run)) + "\n" for run in before))
+    assert "0.600" not in ladder_page(other)
+
+
+def test_a_fingerprint_is_of_what_decides_what_is_learned_alone():
+    known = fingerprint(LUCID_XS)
+    same = {"seed": 3, "data": "x", "minutes": 7.0, "out": "y", "device": "cuda", "micro_batch": 4, "workers": 2}
+    assert fingerprint(replace(LUCID_XS, **same, images=replace(LUCID_XS.images, size=96))) == known
+    others = [beyond(rung) for rung in BESIDES] + [without(rung) for rung in LADDER[1:]]
+    assert len({known, *map(fingerprint, others)}) == 1 + len(others)
 
 
 def test_the_answer_orders_what_each_change_takes_or_brings_and_says_what_the_seeds_tell():

@@ -92,8 +92,14 @@ def test_a_detector_goes_on_slower_and_new_parts_beside_a_backbone_do_not(name, 
     for alone, rates in ((False, detector), (True, backbone)):
         tuned = fine_tuned(config, alone)
         assert (tuned.optimiser.lr, tuned.optimiser.backbone_lr) == pytest.approx(rates)
+        assert tuned.optimiser.matrices == "adamw"
         assert replace(tuned, optimiser=config.optimiser) == config
         assert fine_tuned(tuned, alone) == tuned
+
+
+def test_a_way_of_stepping_that_was_asked_for_stays():
+    config = with_fields(recipe("lucid-s-lite0"), {"optimiser.matrices": "muon"})
+    assert fine_tuned(config, backbone_alone=True).optimiser.matrices == "muon"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])

@@ -10,7 +10,7 @@ from lucidetr.config import OptimiserConfig
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training.muon import ITERATIONS, MOMENTUM, QUINTIC, matrices_of, orthogonal
-from lucidetr.training.optimiser import build_optimiser
+from lucidetr.training.optimiser import build_optimiser, freeze
 
 MUON = OptimiserConfig(lr=1e-2, backbone_lr=1e-3, matrices="muon")
 
@@ -51,34 +51,59 @@ def written_out(weight, gradients, lr, decay):
 
 
 def test_steps_are_those_of_the_paper_and_all_else_is_adamws():
-    """Kernels too, channels last as they are trained."""
+    """Kernels too, channels last as they are trained, wide and tall, and two of one shape."""
     torch.manual_seed(0)
-    model = nn.ModuleDict({"backbone": nn.Conv2d(16, 24, 3), "wide": nn.Linear(40, 20), "few": nn.Linear(40, 15)})
+    layers = {
+        "wide": nn.Linear(40, 20),
+        "too": nn.Linear(40, 20),
+        "tall": nn.Conv2d(16, 200, 3),
+        "few": nn.Linear(40, 15),
+    }
+    model = nn.ModuleDict({"backbone": nn.Conv2d(16, 24, 3), "unused": nn.Linear(16, 16), **layers})
     model = model.double().to(memory_format=torch.channels_last)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    gradients = [{name: torch.randn_like(p) for name, p in before.items()} for _ in range(3)]
+    gradients = [{name: torch.randn_like(p) for name, p in before.items() if "unused" not in name} for _ in range(3)]
+    gradients[1]["wide.weight"].zero_()
     optimiser = build_optimiser(model, MUON)
     for each in gradients:
-        for name, parameter in model.named_parameters():
-            parameter.grad = each[name].clone()
+        give(model, each)
         optimiser.step()
-    rates = {"backbone.weight": 1e-3, "wide.weight": 1e-2}
+    rates = {"backbone.weight": 1e-3, "wide.weight": 1e-2, "too.weight": 1e-2, "tall.weight": 1e-2}
     for name, lr in rates.items():
         flat = [each[name].flatten(1) for each in gradients]
         expected = written_out(before[name].flatten(1), flat, lr, MUON.weight_decay).view_as(before[name])
         assert torch.allclose(model.get_parameter(name), expected, atol=1e-12), name
-    others = [name for name in before if name not in rates]
-    alone = {name: nn.Parameter(before[name].clone()) for name in others}
-    usual = torch.optim.AdamW(
-        [{"params": [alone[name]], "lr": 1e-3 if name.startswith("backbone") else 1e-2} for name in others],
-        weight_decay=MUON.weight_decay,
-    )
+    alone = nn.ParameterDict({name.replace(".", "-"): nn.Parameter(p.clone()) for name, p in before.items()})
+    groups = [
+        {"params": [p for name, p in alone.items() if name.startswith("backbone") == back], "lr": lr}
+        for back, lr in ((True, 1e-3), (False, 1e-2))
+    ]
+    usual = torch.optim.AdamW(groups, weight_decay=MUON.weight_decay)
     for each in gradients:
-        for name, parameter in alone.items():
-            parameter.grad = each[name].clone()
+        give(alone, {name.replace(".", "-"): gradient for name, gradient in each.items() if name not in rates})
         usual.step()
-    for name in others:
-        assert torch.allclose(model.get_parameter(name), alone[name], atol=1e-12), name
+    for name in before.keys() - rates.keys():
+        assert torch.allclose(model.get_parameter(name), alone[name.replace(".", "-")], atol=1e-12), name
+
+
+def give(model, gradients):
+    """Set the gradients of those parameters that have one."""
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradients[name].clone() if name in gradients else None
+
+
+def test_frozen_parts_are_in_no_group_and_backbone_matrices_have_the_backbones_rate():
+    model = DETR(recipe("lucid-xs").model)
+    freeze(model, ("encoder", "backbone.stages.0"))
+    groups = build_optimiser(model, MUON).param_groups
+    names = {p: name for name, p in model.named_parameters()}
+    found = {names[p]: (group["lr"], group["orthogonal"]) for group in groups for p in group["params"]}
+    assert found["backbone.stages.1.down.conv.weight"] == (1e-3, True)
+    assert found["backbone.stem.conv.weight"] == (1e-3, False)
+    assert found["projection.weight"] == (1e-2, True)
+    assert found["heads.category.bias"] == (1e-2, False)
+    assert [name for name in found if name.startswith(("encoder.", "backbone.stages.0."))] == []
+    assert len(found) == sum(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("backbone", [recipe(name).model.backbone for name in ("lucid-xs", "lucid-s-lite0")])
@@ -94,7 +119,5 @@ def test_matrices_lead_from_features_to_features(backbone, queries):
     }
     assert [n for n in found if "category" in n or n.endswith("box.output.weight") or ".stem." in n] == []
     assert all(min(model.get_parameter(name).shape[:2]) >= 16 for name in found)
-    left = {n for n, p in model.named_parameters() if p.ndim > 1} - {*found}
-    assert {"queries.content", "denoising.label.weight", "heads.category.weight"} & {
-        *dict(model.named_parameters())
-    } <= left
+    embeddings = {"hints.label.weight"} | ({"queries.content"} if queries == "anchors" else set())
+    assert embeddings | {"heads.category.weight"} <= {n for n, p in model.named_parameters() if p.ndim > 1} - {*found}

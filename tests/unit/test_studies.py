@@ -17,7 +17,7 @@ from lucidetr.models.detr import DETR
 from lucidetr.recipes import DETR_XS, LUCID_S_LITE0, LUCID_XS, recipe
 from lucidetr.studies import ablations, experiment, initialisation, outset, residuals, start, three_ways
 from lucidetr.studies.engines import listening
-from lucidetr.studies.experiment import Plan, Result, read_results, run_grid, run_one
+from lucidetr.studies.experiment import Plan, Result, fingerprint, read_results, run_grid, run_one
 from lucidetr.studies.page import Page, write_page
 from lucidetr.training.checkpoint import save_model
 from lucidetr.training.engine import FAST, Engine
@@ -29,6 +29,7 @@ PLAN = Plan(minutes=2.0, seeds=2)
 def result(kind, name, seed=0, **values):
     base = {"minutes": 2.0, "threads": 1, "data": experiment.DATA, "ap": 0.5, "ap50": 0.6, "steps": 10}
     base |= {"images_per_second": 20.0, "precision": "fp32", "commit": "abc", "machine": "m"}
+    base |= {"config": fingerprint(DETR_XS)}
     return Result(kind, name, seed, **(base | {"numbers": {"seconds": 8.0, "loss": 3.0}} | values))
 
 
@@ -37,6 +38,7 @@ def made_up(aps):
 
     def run(kind, name, config, *rest):
         lengths = {"minutes": config.minutes, "steps": config.steps or 10, "data": config.data}
+        lengths |= {"config": fingerprint(config)}
         return result(kind, name, config.seed, ap=aps.get(name, 0.5) + 0.01 * config.seed, **lengths)
 
     return run

@@ -167,7 +167,7 @@ def section(material: Material) -> Section:
             "Rate, gradient norm and pace",
             chart(10, 2.9, lambda made: draw_pace(made, training, clip)),
             "A gradient norm without spikes and a level pace; that the norm stands above the clip "
-            f"(here at {cut:.0%} of the steps) is usual: AdamW does not see a constant factor.",
+            f"(here at {cut:.0%} of the steps) is usual: neither AdamW nor Muon sees a constant factor.",
             gradient_warnings(training, clip),
         ),
     ]

@@ -27,7 +27,7 @@ from lucidetr.inspection.parts import (
 from lucidetr.models.size import part_of
 
 FASTEST, SLOWEST = 1e-1, 1e-6  # of an update, in shares of its weights: beyond these something is wrong
-USUAL = (1e-4, 1e-2)
+USUAL = {"adamw": (1e-3, "10⁻³"), "muon": (1e-2, "10⁻²")}  # a tenth and ten times of it are usual too
 SILENT = 0.5
 BINS = 80
 WIDTHS = 4.0  # standard deviations that are drawn to each side
@@ -128,10 +128,10 @@ def draw_over_steps(made: Chart, course: PartCourse, values: Float[np.ndarray, "
     return panels
 
 
-def draw_updates(made: Chart, course: PartCourse) -> None:
-    """Draw the update-to-weight ratio, with the usual range shaded."""
+def draw_updates(made: Chart, course: PartCourse, usual: float) -> None:
+    """Draw the update-to-weight ratio, with what is usual shaded."""
     for axes in draw_over_steps(made, course, course.update).values():
-        axes.axhspan(*USUAL, color="tab:green", alpha=0.1, linewidth=0)
+        axes.axhspan(usual / 10, usual * 10, color="tab:green", alpha=0.1, linewidth=0)
 
 
 def draw_silent(made: Chart, course: PartCourse) -> None:
@@ -215,6 +215,7 @@ def section(material: Material) -> Section:
     if not material.statistics:
         return Section("Weights", NO_STATISTICS)
     course = course_of_parts(material.statistics)
+    usual, in_words = USUAL[material.config.optimiser.matrices]
     distributions = weight_distributions(material.statistics, course.moments())
     figures = [
         Figure(
@@ -234,9 +235,9 @@ def section(material: Material) -> Section:
         Figure(
             "weights-update",
             "Update-to-weight ratio: length of a step over length of the weights",
-            chart(9, 5.5, lambda made: draw_updates(made, course)),
-            "About 10⁻³ at the peak of the rate (the shaded band is 10⁻⁴ to 10⁻²), falling with the rate; what starts "
-            "at zero begins far above.",
+            chart(9, 5.5, lambda made: draw_updates(made, course, usual)),
+            f"About {in_words} at the peak of the rate (the shaded band is a tenth to ten times of it), falling with "
+            "the rate; what starts at zero begins far above.",
             update_warnings(course, material.config.model),
         ),
         Figure(

@@ -3,6 +3,7 @@
 A study can be stopped and gone on with, and several processes can share it: what is in the file is not done again.
 """
 
+import hashlib
 import json
 import shutil
 import statistics
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lucidetr.config import TrainConfig
-from lucidetr.fields import from_dict
+from lucidetr.fields import difference, from_dict
 from lucidetr.studies.engines import choose_engine
 from lucidetr.training.engine import Engine
 from lucidetr.training.loop import train
@@ -80,6 +81,7 @@ class Result:
     machine: str
     side: int = 0  # of the pictures that the model saw
     clock: str = ""  # what the minutes counted
+    config: str = ""  # fingerprint of what was trained
     numbers: dict[str, float] = field(default_factory=dict)  # loss, seconds, and what the study reads besides
     series: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -107,9 +109,22 @@ def run_grid(
         print(f"{kind} {name}, seed {seed}: AP {result.ap:.3f} at {result.images_per_second:.0f} images/s")
 
 
+def fingerprint(config: TrainConfig) -> str:
+    """Return what stands for all that decides what a model learns, but for seed, data, side and length.
+
+    A recipe may change and keep its name; its earlier runs are then those of another model.
+    """
+    decide = ("model", "loss", "images", "augmentation", "optimiser", "batch")
+    changes = {name: now for name, (now, _) in difference(config, TrainConfig()).items() if name.startswith(decide)}
+    changes.pop("images.size", None)
+    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def is_of(result: Result, kind: str, name: str, config: TrainConfig) -> bool:
     """Say whether a result is that of this contender, at that length."""
     if (result.kind, result.name, result.seed, result.data) != (kind, name, config.seed, config.data):
+        return False
+    if result.config != fingerprint(config):
         return False
     if result.side and result.side != config.images.size:  # files from before sides were kept say nothing of them
         return False
@@ -160,6 +175,7 @@ def run_one(
         machine=begun["machine"],
         side=config.images.size,
         clock=config.clock,
+        config=fingerprint(config),
         numbers={"seconds": last["seconds"]} | final_loss(lines) | numbers | diverged,
         series=series,
     )

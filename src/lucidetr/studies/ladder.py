@@ -20,6 +20,7 @@ from lucidetr.studies.experiment import (
     Result,
     aps,
     chosen,
+    fingerprint,
     gains,
     read_results,
     run_grid,
@@ -65,8 +66,9 @@ def contenders() -> Iterator[tuple[str, str, TrainConfig]]:
 
 
 def ladder_page(file: Path = MEASURED) -> str:
-    """Return the ladder of a file as Markdown tables."""
-    return ladder_table(read_results(file))
+    """Return the ladder of a file as Markdown tables; runs of what a rung once was are left out."""
+    trained = {(kind, name): fingerprint(config) for kind, name, config in contenders()}
+    return ladder_table([r for r in read_results(file) if trained.get((r.kind, r.name)) == r.config])
 
 
 def ladder_table(results: list[Result]) -> str:

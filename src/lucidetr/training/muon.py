@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 MOMENTUM = 0.9
-QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, and maps 0.7 … 1.2 into itself
+QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, and keeps 0.68 … 1.2 within
 ITERATIONS = 4
-SMALLEST = 1e-10  # a norm below it gives no direction: its squares underflow
+SMALLEST = 1e-10  # a norm below it gives no direction, but rounding
 NARROW = 16  # a matrix with fewer inputs or outputs has no directions to spare
 
 
@@ -44,9 +44,8 @@ class Muon(torch.optim.AdamW):
         """Take the gradient into the parameter's momentum and return it a step ahead (Nesterov)."""
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None
-        if not state:  # AdamW's load_state_dict looks for a number of steps in all of them
+        if not state:  # AdamW's load_state_dict looks for a step in all of them; this one is not counted
             state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(parameter)
-        state["step"] += 1
         state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         return gradient.lerp(state["momentum"], MOMENTUM)
 
@@ -64,7 +63,7 @@ def orthogonal(matrices: Float[Tensor, "matrix rows columns"]) -> Float[Tensor, 
 
     X ← (a + b X Xᵀ + c (X Xᵀ)²) X makes of every singular value s the value a s + b s³ + c s⁵, and leaves U and V. The
     factors of all iterations depend on the small X Xᵀ alone; only their product meets X. Singular values below a
-    hundredth of the norm do not come all the way.
+    hundredth of the norm do not come all the way. That needs float32: in bfloat16 or TF32 the factors would lose them.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonal(matrices.mT).mT
@@ -89,8 +88,8 @@ def quintic(gram: Float[Tensor, "matrix rows rows"]) -> Float[Tensor, "matrix ro
 def matrices_of(model: nn.Module) -> list[str]:
     """Return the names of the weights that Muon is for.
 
-    Those of linear layers and convolutions from features to features: not from pixels, not to boxes or classes, not
-    one channel by itself.
+    Those of linear layers and convolutions with many inputs and outputs, class layers aside: none that starts from
+    pixels, ends in a box, or filters each channel by itself.
     """
     found = []
     for name, module in model.named_modules():

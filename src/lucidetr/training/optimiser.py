@@ -30,18 +30,19 @@ def learning_mode(model: nn.Module, frozen: tuple[str, ...]) -> None:
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
     """Return the optimiser over what learns; each group keeps its peak rate under "peak"."""
-    matrices = matrices_of(model) if config.matrices == "muon" else ()
+    muon = config.matrices == "muon"
+    matrices = set(matrices_of(model)) if muon else set()
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = name.startswith("backbone."), name in matrices
-            peak = config.backbone_lr if kind[0] else config.lr
-            fresh = {"params": [], "lr": peak, "peak": peak, "orthogonal": kind[1]}
-            groups.setdefault(kind, fresh)["params"].append(parameter)
+            in_backbone, orthogonal = name.startswith("backbone."), name in matrices
+            peak = config.backbone_lr if in_backbone else config.lr
+            fresh = {"params": [], "lr": peak, "peak": peak, "orthogonal": orthogonal}
+            groups.setdefault((in_backbone, orthogonal), fresh)["params"].append(parameter)
     if not groups:
         raise InputError("every part of the model is frozen: leave something to learn out of --freeze")
-    kind = Muon if config.matrices == "muon" else torch.optim.AdamW
-    return kind(list(groups.values()), weight_decay=config.weight_decay, fused=True)
+    optimiser = Muon if muon else torch.optim.AdamW
+    return optimiser(list(groups.values()), weight_decay=config.weight_decay, fused=True)
 
 
 def rate(progress: float, config: OptimiserConfig) -> float:

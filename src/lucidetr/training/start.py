@@ -52,7 +52,7 @@ def fit_to_weights(config: TrainConfig, start: Converted | None) -> tuple[TrainC
     tuned = fine_tuned(config, backbone_only(start.state))
     if (rates := tuned.optimiser) != config.optimiser:
         rated = f"--optimiser.lr {rates.lr:g} --optimiser.backbone-lr {rates.backbone_lr:g}"
-        notes.append(f"rates that fit the trained weights: {rated}")
+        notes.append(f"steps that fit the trained weights: {rated} --optimiser.matrices {rates.matrices}")
     return replace(tuned, images=known), notes
 
 
