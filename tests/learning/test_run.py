@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -99,6 +100,31 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(tmp_path):
     with pytest.raises(InputError, match=r"began with other settings: steps 2 \(was 1\)"):
         loop.train(tiny(run, steps=2, resume=True))
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_from_before_there_was_a_choice_of_steps_goes_on_with_adamw(tmp_path, monkeypatch):
+    """Its files say nothing of `matrices`; a recipe of today may have another value there."""
+    step, steps = loop.Run.step, []
+
+    def stopping(self, parts):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, parts)
+
+    monkeypatch.setattr(loop.Run, "step", stopping)
+    config = tiny(tmp_path / "run", steps=3, evaluations=1)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config)
+    for name in ("config.json", "run.json"):
+        path = tmp_path / "run" / name
+        content, number = re.subn(r'\s*"matrices": "adamw",', "", path.read_text())
+        assert number > 0
+        path.write_text(content)
+    now = replace(config, resume=True, optimiser=replace(config.optimiser, matrices="muon"))
+    with pytest.raises(InputError, match=r"optimiser.matrices 'muon' \(was 'adamw'\)"):
+        loop.train(now)
+    assert read_metrics(loop.train(replace(config, resume=True)))[-1]["step"] == 3
 
 
 def test_a_run_without_its_checkpoints_is_not_begun_anew(tmp_path):

@@ -1,5 +1,6 @@
 """Parameters of a model, part by part, and operations for one picture, counted without allocating either."""
 
+import functools
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -39,7 +40,12 @@ def count_operations(config: TrainConfig) -> tuple[FlopCounterMode, dict[str, in
 
 
 def measure(config: TrainConfig) -> Size:
-    """Return the size of a recipe's model."""
+    """Return the size of a recipe's model; recipes that differ elsewhere alone are counted once."""
+    return _measure(TrainConfig(model=config.model, loss=config.loss, images=config.images, freeze=config.freeze))
+
+
+@functools.lru_cache(maxsize=64)
+def _measure(config: TrainConfig) -> Size:
     counter, sizes = count_operations(config)
     frozen = sum(size for name, size in sizes.items() if any(name.startswith(f"{part}.") for part in config.freeze))
     total = sum(sizes.values())
