@@ -285,22 +285,29 @@ class Curve:
 
 
 def average(lines: Sequence[dict[str, Any]]) -> list[Curve]:
-    """Return a curve for each contender and budget, the best rate and batch of each, and the best of a recipe's states.
+    """Return a curve for each contender and budget, the best rate and batch of each where there are several.
 
-    Of runs with equal settings the newest counts.
+    Of runs with equal settings the newest counts, and of a recipe that has changed only what it was last.
     """
+    newest = {json.dumps(line["settings"]): line for line in lines}.values()
+    last = {budget_of(line): line["settings"].get("config") for line in newest}
     kinds: dict[tuple, dict[tuple, list[dict[str, Any]]]] = {}
-    for line in {json.dumps(line["settings"]): line for line in lines}.values():
+    for line in newest:
         settings = line["settings"]
-        budget = (settings["contender"], settings["minutes"])
-        choice = (settings["lr"], settings["batch"], settings.get("config"))
-        kinds.setdefault(budget, {}).setdefault(choice, []).append(line)
+        if settings.get("config") == last[budget_of(line)]:
+            choice = (settings["lr"], settings["batch"])
+            kinds.setdefault(budget_of(line), {}).setdefault(choice, []).append(line)
     curves = []
     for name, minutes in kinds:
         best = max(kinds[name, minutes].values(), key=lambda each: statistics.fmean(line["AP"] for line in each))
         alone = sum(other == name for other, _ in kinds) == 1
         curves.append(Curve(name if alone else f"{name}, {minutes:g} min", best))
     return curves
+
+
+def budget_of(line: dict[str, Any]) -> tuple[str, float]:
+    """Return the contender and the minutes of a run."""
+    return line["settings"]["contender"], line["settings"]["minutes"]
 
 
 def draw(curves: Sequence[Curve], out: Path) -> None:

@@ -27,8 +27,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def unreadable(path: Path | str, error: OSError) -> str:
-    """Return a sentence on a file that is there and that the system does not give."""
-    return f"{path}: cannot be read ({error.strerror}); check what it is, its rights and its disk"
+    """Return a sentence on a file that the system does not give."""
+    return f"{path}: cannot be read ({error.strerror or error}); check what it is, its rights and its disk"
 
 
 def imported(name: str, package: str = "") -> Any:

@@ -283,8 +283,8 @@ def fine_tuned(config: TrainConfig, backbone_alone: bool) -> TrainConfig:
     """Return the config with the rates and steps that fit trained weights, where they are still the recipe's own.
 
     A whole detector goes on five times slower, its backbone slower still. Beside a trained backbone all else is new
-    and keeps its rate; the backbone takes a tenth of it. Both rates were found with AdamW, which trained most published
-    weights too. The paper's recipes are made for such a backbone and stay as they are.
+    and keeps its rate; the backbone takes a tenth of it. Both rates were found with AdamW, to which a recipe's Muon
+    gives way. The paper's recipes are made for such a backbone and stay as they are.
     """
     if not config.recipe.startswith("lucid"):
         return config

@@ -84,7 +84,7 @@ def test_the_weights_say_at_which_rates_they_go_on():
         config, notes = fit_to_weights(plain, Converted(tensors, card))
         assert (config.optimiser.lr, config.optimiser.backbone_lr) == pytest.approx(rates)
         said = f"--optimiser.lr {rates[0]:g} --optimiser.backbone-lr {rates[1]:g}"
-        assert notes == [f"steps that fit the trained weights: {said} --optimiser.matrices adamw"]
+        assert notes == [f"rates that fit the trained weights: {said}, by AdamW for all of them"]
     packaged = recipe("lucid-s-lite0")
     assert fit_to_weights(packaged, Converted(backbone, card)) == (packaged, [])
 

@@ -62,6 +62,14 @@ def test_of_equal_settings_the_newest_run_counts(bench):
     assert [ap for _, ap, _ in curve.points] == pytest.approx([0.4])
 
 
+def test_of_a_recipe_that_changed_only_its_last_state_counts(bench):
+    was, now = line("detr-xs", [0.9]), [line("detr-xs", [ap], seed=seed) for seed, ap in enumerate((0.3, 0.5))]
+    for each in now:
+        each["settings"]["config"] = "of today"
+    (curve,) = bench.average([was, *now])
+    assert [ap for _, ap, _ in curve.points] == pytest.approx([0.4])
+
+
 def test_curves_are_drawn(bench, tmp_path):
     bench.draw(bench.average([line(name, aps) for name, aps in TWO_CURVES.items()]), tmp_path / "curves.svg")
     assert "<svg" in (tmp_path / "curves.svg").read_text()

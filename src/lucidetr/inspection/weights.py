@@ -27,7 +27,7 @@ from lucidetr.inspection.parts import (
 from lucidetr.models.size import part_of
 
 FASTEST, SLOWEST = 1e-1, 1e-6  # of an update, in shares of its weights: beyond these something is wrong
-USUAL = {"adamw": (1e-3, "10⁻³"), "muon": (1e-2, "10⁻²")}  # a tenth and ten times of it are usual too
+USUAL = {"adamw": (1e-3, "10⁻³"), "muon": (1e-2, "10⁻²")}  # of most parts; to ten times less or more is usual
 SILENT = 0.5
 BINS = 80
 WIDTHS = 4.0  # standard deviations that are drawn to each side

@@ -40,7 +40,7 @@ def count_operations(config: TrainConfig) -> tuple[FlopCounterMode, dict[str, in
 
 
 def measure(config: TrainConfig) -> Size:
-    """Return the size of a recipe's model; recipes that differ elsewhere alone are counted once."""
+    """Return the size of a recipe's model; recipes that differ elsewhere alone are counted once (a loss must fit)."""
     return _measure(TrainConfig(model=config.model, loss=config.loss, images=config.images, freeze=config.freeze))
 
 

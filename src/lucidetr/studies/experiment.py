@@ -81,7 +81,7 @@ class Result:
     machine: str
     side: int = 0  # of the pictures that the model saw
     clock: str = ""  # what the minutes counted
-    config: str = ""  # fingerprint of what was trained
+    config: str = ""  # fingerprint of what was asked for
     numbers: dict[str, float] = field(default_factory=dict)  # loss, seconds, and what the study reads besides
     series: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -110,13 +110,15 @@ def run_grid(
 
 
 def fingerprint(config: TrainConfig) -> str:
-    """Return what stands for all that decides what a model learns, but for seed, data, side and length.
+    """Return what stands for a config's model, loss, augmentation, optimiser and batch.
 
-    A recipe may change and keep its name; its earlier runs are then those of another model.
+    A recipe may change and keep its name; its earlier runs are then those of another model. Only what differs from the
+    defaults counts, so that a field that is new and off changes nothing. Seed, data, side and length are compared by
+    themselves, and engine and weights are in a contender's name.
     """
-    decide = ("model", "loss", "images", "augmentation", "optimiser", "batch")
-    changes = {name: now for name, (now, _) in difference(config, TrainConfig()).items() if name.startswith(decide)}
-    changes.pop("images.size", None)
+    decide = {"model", "loss", "images", "augmentation", "optimiser", "batch"}
+    every = difference(config, TrainConfig()).items()
+    changes = {name: now for name, (now, _) in every if name.split(".")[0] in decide and name != "images.size"}
     return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:12]
 
 

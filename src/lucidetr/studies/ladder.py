@@ -47,7 +47,10 @@ def study(folder: Path, plan: Plan) -> Path:
         title="The ladder",
         question=__doc__ or "",
         figures=(
-            (bars, f"AP of each rung, of {LUCID_XS.recipe} without each change, and with each that is off in it."),
+            (
+                bars,
+                f"AP of each rung, of {LUCID_XS.recipe} without each change, and with each that is off, if measured.",
+            ),
         ),
         tables=(ladder_table(trained),),
         answer=tuple(sentences(trained)),
@@ -143,10 +146,12 @@ def sentences(results: list[Result]) -> Iterator[str]:
 
 
 def draw_ladder(figure: Any, results: list[Result]) -> None:
-    """Draw the AP of every rung, of lucid-xs without each change, and with each that is off in it."""
-    base, panels = of_rung(results, "rung", LADDER[-1]), figure.subplots(1, 3, sharex=True)
+    """Draw the AP of every rung, of lucid-xs without each change, and with each that is off in it, where measured."""
+    base = of_rung(results, "rung", LADDER[-1])
     kinds = (("rung", LADDER, "each rung"), ("without", LADDER[1:], "without"), ("with", BESIDES, "with"))
-    for axes, (kind, rungs, title) in zip(panels, kinds, strict=True):
+    drawn = [kind for kind in kinds if any(r.kind == kind[0] for r in results)]
+    panels = figure.subplots(1, len(drawn), sharex=True, squeeze=False)[0] if drawn else ()
+    for axes, (kind, rungs, title) in zip(panels, drawn, strict=True):
         values = {rung.name: aps(of_rung(results, kind, rung)) for rung in rungs}
         draw_bars(axes, values, "AP")
         axes.set_title(title if kind == "rung" else f"{LUCID_XS.recipe} {title}")

@@ -50,9 +50,10 @@ def fit_to_weights(config: TrainConfig, start: Converted | None) -> tuple[TrainC
     known = replace(config.images, mean=start.card.images.mean, std=start.card.images.std)
     notes = ["pixels are normalised as the weights know them"] if known != config.images else []
     tuned = fine_tuned(config, backbone_only(start.state))
-    if (rates := tuned.optimiser) != config.optimiser:
-        rated = f"--optimiser.lr {rates.lr:g} --optimiser.backbone-lr {rates.backbone_lr:g}"
-        notes.append(f"steps that fit the trained weights: {rated} --optimiser.matrices {rates.matrices}")
+    if (now := tuned.optimiser) != config.optimiser:
+        rates = f"--optimiser.lr {now.lr:g} --optimiser.backbone-lr {now.backbone_lr:g}"
+        by = "" if now.matrices == config.optimiser.matrices else ", by AdamW for all of them"
+        notes.append(f"rates that fit the trained weights: {rates}{by}")
     return replace(tuned, images=known), notes
 
 
