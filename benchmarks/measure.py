@@ -99,6 +99,7 @@ def provenance(benchmark: str, libraries: Sequence[str]) -> dict[str, Any]:
         "commit": commit.stdout.strip(),
         "machine": processor(),
         "amx": torch.cpu._is_amx_tile_supported(),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
         "versions": {name: version(name) for name in libraries},
     }
 

@@ -38,7 +38,7 @@ def newest(lines: Sequence[Line], benchmark: str) -> list[Line]:
 def place(line: Line) -> str:
     """Say on what a line was measured."""
     versions = ", ".join(f"{name} {line['versions'][name]}" for name in ("torch", "transformers"))
-    matrix = ", AMX" if line["amx"] else ""
+    matrix = ", AMX" if line["amx"] else ", AVX512-BF16" if line.get("avx512_bf16") else ""
     computes = "" if line["device"] == "cpu" else f", {line['device']}"
     return f"{line['machine']}{matrix}{computes}, {line['threads']} threads, {versions}"
 
