@@ -7,7 +7,8 @@ import sys
 from importlib import import_module
 
 SHORT = ("inference", "training", "peaks", "parts", "growth", "large_data", "service", "recording")
-NAMES = (*SHORT, "time_to_ap", "reliability", "service_soak", "exports", "table")  # but for table, these may take hours
+LONG = ("time_to_ap", "reliability", "service_soak", "exports")  # hours
+NAMES = (*SHORT, *LONG, "busy", "table")  # busy asks for a GPU
 WITHOUT_OPTIONS = ("recording",)
 
 

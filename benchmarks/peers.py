@@ -23,9 +23,8 @@ from lucidetr.structures import Batch, Detections
 from lucidetr.training.clock import Clock, stopwatch
 from lucidetr.training.ema import MovingAverage
 from lucidetr.training.optimiser import build_optimiser, rate, set_rate
-from lucidetr.training.precision import autocast
+from lucidetr.training.precision import autocast, choose_device
 
-CPU = torch.device("cpu")
 D_MODEL, HEADS, LAYERS = 128, 4, 3
 QUERIES = 30  # where nothing else is asked
 RESNET: dict[str, Any] = {
@@ -178,7 +177,7 @@ def in_full_precision(loss: Callable) -> Callable:
         return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
     def computed(*values: Any, **named: Any) -> Any:
-        with torch.autocast(CPU.type, enabled=False):
+        with torch.autocast(values[0].device.type, enabled=False):
             return loss(*map(wide, values), **{name: wide(value) for name, value in named.items()})
 
     return computed
@@ -191,10 +190,12 @@ class Way:
     precision: str
     channels_last: bool
 
-    def prepare(self, peer: nn.Module) -> nn.Module:
-        """Return the peer in its memory format."""
+    def prepare(self, peer: Any, device: torch.device) -> nn.Module:
+        """Return the peer in its memory format on a device, a GPU's attention fused."""
+        if device.type != "cpu":
+            peer.set_attn_implementation("sdpa")
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return peer.to(memory_format=layout)
+        return peer.to(device).to(memory_format=layout).train()
 
 
 WAYS = tuple(Way(precision, channels_last) for precision in ("fp32", "bf16") for channels_last in (False, True))
@@ -218,11 +219,12 @@ def optimiser_step(
     peer: nn.Module, batch: Batch, optimiser: torch.optim.Optimizer, precision: str, clip: float
 ) -> None:
     """Take one optimiser step."""
+    batch = batch.to(device_of(peer))
     labels = [
         {"class_labels": batch.labels[i, :count], "boxes": batch.boxes_cxcywh[i, :count]}
         for i, count in enumerate(batch.counts.tolist())
     ]
-    with autocast(precision, CPU)():
+    with autocast(precision, batch.images.device)():
         loss = peer(pixel_values=batch.images, pixel_mask=(~batch.padding).long(), labels=labels).loss
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss.item()} for the images {batch.image_ids}")
@@ -230,6 +232,11 @@ def optimiser_step(
     nn.utils.clip_grad_norm_(peer.parameters(), clip)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
+
+
+def device_of(peer: nn.Module) -> torch.device:
+    """Return where a peer computes."""
+    return next(peer.parameters()).device
 
 
 def training_batches(config: TrainConfig, dataset: Dataset, clock: Clock) -> Generator[list[Batch], None, None]:
@@ -241,6 +248,7 @@ def training_batches(config: TrainConfig, dataset: Dataset, clock: Clock) -> Gen
         seed=config.seed,
         batch=config.batch,
         micro_batch=config.batch,
+        workers=config.workers,
         numbers=CountFrom(progress=lambda step: clock.progress),
     )
 
@@ -248,12 +256,13 @@ def training_batches(config: TrainConfig, dataset: Dataset, clock: Clock) -> Gen
 def measure_ways(name: str, config: TrainConfig, runs: int = 5) -> dict[Way, float]:
     """Return the images per second of a peer's optimiser step for every way to compute it, data not counted."""
     dataset, _, _ = open_training_data(config)
+    device = choose_device(config.device)
     classes = len(dataset.annotations.categories)
     with closing(training_batches(config, dataset, Clock(steps=1, minutes=0.0))) as steps:
         batches = [parts[0] for parts in islice(steps, 2)]
 
     def contender(way: Way) -> Callable[[], None]:
-        peer = way.prepare(build(name, classes, config.model.num_queries)).train()
+        peer = way.prepare(build(name, classes, config.model.num_queries), device)
         optimiser = build_optimiser(peer, config.optimiser)
 
         def work() -> None:
@@ -262,18 +271,19 @@ def measure_ways(name: str, config: TrainConfig, runs: int = 5) -> dict[Way, flo
 
         return work
 
-    seconds = alternate({str(way): contender(way) for way in WAYS}, runs)
+    seconds = alternate({str(way): contender(way) for way in WAYS}, runs, device=device)
     return {way: len(batches) * config.batch / sorted(seconds[str(way)])[runs // 2] for way in WAYS}
 
 
 def train_peer(name: str, config: TrainConfig, way: Way, other: Dataset | None = None) -> Course:
     """Train a peer for the config's minutes and evaluate it on the way, the last time on `other` too."""
     train_set, val_set, _ = open_training_data(config)
+    device = choose_device(config.device)
     torch.manual_seed(config.seed)
-    peer = way.prepare(build(name, len(train_set.annotations.categories), config.model.num_queries)).train()
+    peer = way.prepare(build(name, len(train_set.annotations.categories), config.model.num_queries), device)
     optimiser = build_optimiser(peer, config.optimiser)
     average = MovingAverage(peer, config.optimiser.ema)
-    clock, now = Clock(steps=0, minutes=config.minutes), stopwatch(config, CPU)
+    clock, now = Clock(steps=0, minutes=config.minutes), stopwatch(config, device)
     points: list[tuple[float, float, float]] = []
     with closing(training_batches(config, train_set, clock)) as steps:
         while clock.progress < 1.0:
@@ -303,14 +313,15 @@ def look(peer: nn.Module, config: TrainConfig, dataset: Dataset, way: Way) -> Me
     softmax = type(peer).__name__.startswith("Detr")
     processor = DetrImageProcessor() if softmax else RTDetrImageProcessor()
     found: list[Detections] = []
-    for batch in evaluation_batches(dataset, config.images, config.batch):
-        with autocast(way.precision, CPU)():
+    for part in evaluation_batches(dataset, config.images, config.batch):
+        batch = part.to(device_of(peer))
+        with autocast(way.precision, batch.images.device)():
             outputs = peer(pixel_values=batch.images, pixel_mask=(~batch.padding).long())
         outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()
         for each in processor.post_process_object_detection(
             outputs, threshold=-1.0, target_sizes=torch.tensor(batch.sizes)
         ):
-            boxes_xyxy, scores, labels = each["boxes"], each["scores"], each["labels"]
+            boxes_xyxy, scores, labels = (each[name].cpu() for name in ("boxes", "scores", "labels"))
             order = scores.argsort(descending=True, stable=True)
             categories = dataset.annotations.categories
             found.append(Detections(boxes_xyxy[order], scores[order], labels[order], categories))

@@ -93,11 +93,11 @@ def time_noting(run: Run, batches: list, runs: int) -> list[float]:
     with torch.no_grad():
         predictions = run.model(part.images, part.padding)
         norm = normalisers(part.counts.tolist(), run.config.model.num_queries, run.config.loss)
-        assignment = set_loss(predictions, part, norm, run.config.loss).assignment
+        losses = set_loss(predictions, part, norm, run.config.loss)
     seconds = []
     for _ in range(runs + 1):
         started = time.process_time()
-        recorder.see_matching([part], [assignment], len(predictions.logits))
+        recorder.see_matching([part], [losses])
         seconds.append(time.process_time() - started)
     return seconds[1:]
 

@@ -135,7 +135,7 @@ def training(config: TrainConfig, batch: Batch, precision: str, watch: Stopwatch
             total = set_loss(predictions, batch, norm, config.loss).total
         with part("backward"):
             total.backward()
-        with part("clip, AdamW, moving average"):
+        with part("clip, optimiser, moving average"):
             nn.utils.clip_grad_norm_(learning, config.optimiser.clip or float("inf"))
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)

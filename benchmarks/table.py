@@ -96,6 +96,17 @@ def peaks(lines: Sequence[Line]) -> str:
     return markdown(heading, rows)
 
 
+def busy(lines: Sequence[Line]) -> str:
+    """Return how fast each recipe trains and how much of that time the GPU computes."""
+    rows = []
+    for line in lines:
+        settings, step = line["settings"], line["step"]
+        name = f"{settings['recipe']}, {settings['side']}, batch {settings['batch']}"
+        cells = [milliseconds(step), milliseconds(line["computing"]), f"{line['computing'] / step:.0%}"]
+        rows.append([name, f"{line['images_per_second']:.0f}", *cells])
+    return markdown(["", "images/s", "a step", "the GPU computes", "of the time"], rows)
+
+
 def parts(lines: Sequence[Line]) -> str:
     """Return the share of each part of a training step and of a prediction, a column for each case."""
     columns = {f"{line['settings']['case']}, {line['settings']['precision']}": line for line in lines}
@@ -170,6 +181,7 @@ TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "inference": inference,
     "training": training,
     "peaks": peaks,
+    "busy": busy,
     "parts": parts,
     "growth": growth,
     "large_data": large_data,

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from benchmarks.measure import provenance
+from benchmarks.measure import hardware, provenance
 from benchmarks.peers import PEERS, QUERIES, Course, Way, measure_ways, train_peer
 from lucidetr.config import OptimiserConfig, TrainConfig
 from lucidetr.data.dataset import Dataset, open_dataset
@@ -31,6 +31,7 @@ from lucidetr.evaluation.detect import detect
 from lucidetr.recipes import RECIPES, recipe
 from lucidetr.studies.experiment import fingerprint, spread
 from lucidetr.training.loop import train
+from lucidetr.training.precision import choose_device
 from lucidetr.training.run_log import read_metrics
 
 LIBRARIES = ("lucidetr", "torch", "torchvision", "transformers")
@@ -69,12 +70,23 @@ class Options:
     threads: int = 1
     clock: Literal["wall", "processor"] = "wall"
     """What minutes count; processor: one thread's own time, which other jobs cannot take away."""
+    device: str = "cpu"
+    """A GPU's name, as torch says it, to draw what ran there."""
+    workers: int = 0
+    """Processes that read and augment pictures for each contender."""
     split: str = ""
     """Evaluate what stands at the end on this split too: test, for data that have one."""
     bad_boxes: Literal["refuse", "drop"] = "refuse"
     out: str = "benchmarks/time_to_ap.jsonl"
     draw: str = ""
-    """Run nothing: draw the runs in --out of this data, side and threads, and print them as a table."""
+    """Run nothing: draw the runs in --out of this data, side, threads and device, and print them as a table."""
+
+    @property
+    def place(self) -> dict[str, str]:
+        """Return what lines say of the device, nothing of the CPU."""
+        if self.device == "cpu" or self.draw:
+            return {} if self.device == "cpu" else {"device": self.device}
+        return {"device": hardware(choose_device(self.device))["device"]}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -83,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     journal = Journal(Path(options.out))
     if options.draw:
         same = {"data": options.data, "side": options.side, "threads": options.threads}
-        same |= {"clock": options.clock, "role": "run"}
+        same |= {"clock": options.clock, "role": "run"} | options.place
         curves = average(journal.lines_with(same))
         if not curves:
             raise InputError(f"{options.out}: no run with {same}; run some without --draw")
@@ -111,8 +123,9 @@ class Journal:
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
 
     def lines_with(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the lines whose settings are these, whatever else they say."""
-        return [line for line in self.lines if settings.items() <= line["settings"].items()]
+        """Return the lines of this device whose settings are these, whatever else they say."""
+        here = [line for line in self.lines if line["settings"].get("device") == settings.get("device")]
+        return [line for line in here if settings.items() <= line["settings"].items()]
 
     def add(self, settings: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         """Append one line with the settings, the machine and the code, and return it."""
@@ -191,8 +204,9 @@ class Bench:
         """Return what every line says about a contender."""
         options = self.options
         same = {"data": options.data, "side": options.side, "threads": options.threads, "clock": options.clock}
-        asked = {"turns": options.turns, "queries": options.queries}
-        return same | {"contender": name, "batch": batch} | {key: value for key, value in asked.items() if value}
+        asked = {"turns": options.turns, "queries": options.queries, "workers": options.workers}
+        asked = {key: value for key, value in asked.items() if value}
+        return same | {"contender": name, "batch": batch} | asked | options.place
 
     def config(self, name: str, seed: int, batch: int, lr: float) -> TrainConfig:
         """Return a recipe's config, or for a peer one with its batch and optimiser, on the images that all share."""
@@ -211,7 +225,8 @@ class Bench:
             minutes=options.minutes,
             evaluations=options.evaluations,
             seed=seed,
-            device="cpu",
+            device=options.device,
+            workers=options.workers,
             clock=options.clock,
             preflight="off",
             statistics=0,

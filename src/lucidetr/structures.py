@@ -45,9 +45,19 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Batch":
-        """Return the same batch with images and objects on `device`, images and boxes as `dtype`."""
-        floats = {name: getattr(self, name).to(device, dtype) for name in ("images", "boxes_cxcywh")}
-        return replace(self, **floats, padding=self.padding.to(device), labels=self.labels.to(device))
+        """Return the same batch with images and objects on `device`, images and boxes as `dtype`.
+
+        A GPU fetches what lies in pinned memory by itself, while this process goes on.
+        """
+        dtypes = {"images": dtype, "boxes_cxcywh": dtype, "padding": torch.bool, "labels": self.labels.dtype}
+        alone = device.type == "cuda"
+        moved = {name: getattr(self, name).to(device, kind, non_blocking=alone) for name, kind in dtypes.items()}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> "Batch":
+        """Return the same batch in memory that the system does not move; torch's loader calls this by its name."""
+        names = ("images", "padding", "boxes_cxcywh", "labels")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
 
 
 @dataclass(frozen=True, eq=False)

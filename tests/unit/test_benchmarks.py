@@ -109,6 +109,24 @@ def test_a_stopwatch_counts_what_runs_inside_for_itself(bench, monkeypatch):
     assert watch.take() == {"outer": 1.0 + 4.0, "inner": 2.0}
 
 
+def test_how_busy_a_device_is(bench):
+    options = ("--recipes", "lucid-xs:4,detr-r50", "--workers", "0", "--warmup", "1", "--steps", "4")
+    lines = bench("busy", *QUICK, *options, "--device", "cpu")
+    assert [line["settings"]["batch"] for line in lines] == [4, 16]
+    for line in lines:
+        assert line["step"] == pytest.approx(line["settings"]["batch"] / line["images_per_second"])
+        assert line["computing"] > 0
+    assert "| lucid-xs, 64, batch 4 |" in table(lines, "busy")
+    with pytest.raises(InputError, match="there is none here: --device cuda"):
+        bench("busy", "--device", "cpu")
+
+
+def test_what_several_cover_counts_once():
+    covered = import_module("benchmarks.busy").covered
+    assert covered([]) == 0.0
+    assert covered([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.5)]) == 4.0
+
+
 def test_growth(bench):
     options = ("--sides", "64", "96", "--objects", "3", "--queries", "20", "--batches", "1")
     lines = bench("growth", *QUICK, *options)

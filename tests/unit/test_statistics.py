@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_duplicates_say_class_and_place_with_a_score():
     box, near, far = [0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.3], [0.5, 0.5, 0.4, 0.2]  # IoU 1, 0.75, 0.5
     boxes = torch.tensor([box, box, near, far, box, box])[None, None]
     #        matched     says so     says so     far         other class   too low
-    scores = [[0.9, 0.1], [0.8, 0.1], [0.3, 0.1], [0.9, 0.1], [0.3, 0.9], [0.29, 0.1]]
+    scores = [[0.9, 0.1], [0.8, 0.1], [0.31, 0.1], [0.9, 0.1], [0.31, 0.9], [0.29, 0.1]]
     truth = torch.tensor([box, [0.1, 0.1, 0.1, 0.1]])[None]
     batch = batch_of([2], truth, torch.tensor([[0, 1]]))
     one = assigned((0, 0, 0, 0), (0, 0, 3, 1))
@@ -163,9 +164,9 @@ def look_at(recorder, model, step, due, optimiser):
     model(torch.ones(1, 2)).sum().backward()
     recorder.see_predictions(predictions, batch, assignment)
     recorder.see_gradients(model)
+    recorder.see_matching([batch], [SimpleNamespace(assignment=assignment, l1=torch.zeros(2))])
     optimiser.step()
     recorder.see_update(model)
-    recorder.see_matching([batch], [assignment], 2)
     optimiser.zero_grad()
     recorder.write(step + 1, 1.23456)
 

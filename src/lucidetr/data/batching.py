@@ -167,6 +167,7 @@ def training_steps(
         prefetch_factor=AHEAD if workers else None,
         generator=own,
         worker_init_fn=start_reading,
+        pin_memory=torch.cuda.is_available(),  # then a GPU need not be waited for while it fetches a batch
     )
     others = multiprocessing.active_children()
     batches = iter(loader)

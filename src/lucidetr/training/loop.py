@@ -151,10 +151,11 @@ class Run(Prepared):
         if not self.guard.passes(total, gradient, self.ranks):
             return self.skip(parts, total, gradient)
 
-        # clip, step, average
+        # clip, step, average; a GPU is asked for the matching first, as it would be waited for later
+        recorder.see_matching(parts, losses)
         nn.utils.clip_grads_with_norm_(learning, config.optimiser.clip or float("inf"), gradient)
         self.optimiser.step()
-        recorder.see_step(self.model, parts, losses)
+        recorder.see_update(self.model)
         self.optimiser.zero_grad(set_to_none=True)
         average_batch_norm(self.model, self.ranks)
         if self.average:

@@ -6,7 +6,7 @@ entries move by the rate, in root mean square. A kernel counts as the matrix fro
 to its outputs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -31,31 +31,61 @@ class Muon(torch.optim.AdamW):
         super().step(closure)
 
     def step_matrices(self, parameters: list[nn.Parameter], group: dict) -> None:
-        """Step along the orthogonal part of each one's momentum; those of one shape are computed at once."""
-        for alike in by_shape(parameters):
-            ahead = torch.stack([self.momentum(p).flatten(1) for p in alike])
-            along = orthogonal(ahead) * max(ahead.shape[1:]) ** 0.5
-            for parameter, direction in zip(alike, along, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(direction.view_as(parameter), alpha=group["lr"])
-                parameter.grad = None
+        """Step along the orthogonal part of each one's momentum, a step ahead (Nesterov).
+
+        Those of one shape are computed at once, and all of them take each plain operation at once: a GPU waits longer
+        for an operation to be asked for than it computes it.
+        """
+        if not parameters:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        momenta = [self.momentum(p) for p in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
+        steps = [*ahead]
+        for places in by_shape(parameters):
+            matrices = torch.stack([as_matrix(ahead[place]) for place in places])
+            along = orthogonal(matrices) * max(matrices.shape[1:]) ** 0.5
+            for place, direction in zip(places, along, strict=True):
+                steps[place] = as_weight(direction, parameters[place].shape)
+        weights: list[Tensor] = [*parameters]
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, steps, alpha=-group["lr"])
+        for parameter in parameters:
+            parameter.grad = None
 
     def momentum(self, parameter: nn.Parameter) -> Tensor:
-        """Take the gradient into the parameter's momentum and return it a step ahead (Nesterov)."""
-        gradient, state = parameter.grad, self.state[parameter]
-        assert gradient is not None
+        """Return the parameter's momentum, zero at first."""
+        state = self.state[parameter]
         if not state:  # AdamW's load_state_dict looks for a step in all of them; this one is not counted
             state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(parameter)
-        state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        return gradient.lerp(state["momentum"], MOMENTUM)
+        return state["momentum"]
 
 
-def by_shape(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
-    """Return the parameters in groups of one shape."""
-    groups: dict[torch.Size, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        groups.setdefault(parameter.shape, []).append(parameter)
+def by_shape(parameters: Sequence[nn.Parameter]) -> Iterable[list[int]]:
+    """Return the places of the parameters in groups of one shape."""
+    groups: dict[torch.Size, list[int]] = {}
+    for place, parameter in enumerate(parameters):
+        groups.setdefault(parameter.shape, []).append(place)
     return groups.values()
+
+
+def as_matrix(weight: Tensor) -> Float[Tensor, "rows columns"]:
+    """Return a weight as a matrix from all its inputs; a kernel's lie channels last, as they do in memory.
+
+    >>> kernel = torch.arange(8.0).reshape(1, 2, 2, 2)
+    >>> as_matrix(kernel)
+    tensor([[0., 4., 1., 5., 2., 6., 3., 7.]])
+    >>> torch.equal(as_weight(as_matrix(kernel), kernel.shape), kernel)
+    True
+    """
+    return weight.movedim(1, -1).flatten(1) if weight.dim() > 2 else weight
+
+
+def as_weight(matrix: Float[Tensor, "rows columns"], shape: torch.Size) -> Tensor:
+    """Return what `as_matrix` made a matrix of, in its own shape."""
+    outputs, inputs, *places = shape
+    return matrix.view(outputs, *places, inputs).movedim(-1, 1)
 
 
 def orthogonal(matrices: Float[Tensor, "matrix rows columns"]) -> Float[Tensor, "matrix rows columns"]:

@@ -85,10 +85,12 @@ class Recorder:
             self.tensors = describe({name: (p, _gradient(p)) for name, p in learning.items()})
             self.before = {name: p.detach().clone() for name, p in learning.items()}
 
-    def see_step(self, model: nn.Module, parts: Sequence[Batch], losses: Sequence[Any]) -> None:
-        """Measure the step that the optimiser took, and note the matching in all its parts: what an engine returned."""
-        self.see_update(model)
-        self.see_matching(parts, [loss.assignment for loss in losses], len(losses[0].l1))
+    def see_matching(self, parts: Sequence[Batch], losses: Sequence[Any]) -> None:
+        """Note which query was matched to which object in all parts of the step: what an engine's losses say."""
+        if self.looks:
+            self.objects = sum(int(part.counts.sum()) for part in parts)
+            for part, loss in zip(parts, losses, strict=True):
+                self.sights.note(part.image_ids, part.counts, loss.assignment, len(loss.l1))
 
     def see_update(self, model: nn.Module) -> None:
         """Measure how far the optimiser's step has moved each parameter, in shares of its norm before."""
@@ -98,13 +100,6 @@ class Recorder:
             for name, share in shares.items():
                 self.tensors[name]["update"] = share
             self.before = {}
-
-    def see_matching(self, parts: Sequence[Batch], assignments: Sequence[Assignment], layers: int) -> None:
-        """Note which query was matched to which object in all parts of the step."""
-        if self.looks:
-            self.objects = sum(int(part.counts.sum()) for part in parts)
-            for part, assignment in zip(parts, assignments, strict=True):
-                self.sights.note(part.image_ids, part.counts, assignment, layers)
 
     def write(self, step: int, seconds: float) -> None:
         """Append a line about the step that is done, if it was looked at; a full disk is an InputError."""
