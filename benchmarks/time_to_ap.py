@@ -31,7 +31,7 @@ from lucidetr.evaluation.detect import detect
 from lucidetr.recipes import RECIPES, recipe
 from lucidetr.studies.experiment import fingerprint, spread
 from lucidetr.training.loop import train
-from lucidetr.training.precision import choose_device
+from lucidetr.training.precision import choose_device, choose_precision
 from lucidetr.training.run_log import read_metrics
 
 LIBRARIES = ("lucidetr", "torch", "torchvision", "transformers")
@@ -71,7 +71,7 @@ class Options:
     clock: Literal["wall", "processor"] = "wall"
     """What minutes count; processor: one thread's own time, which other jobs cannot take away."""
     device: str = "cpu"
-    """A GPU's name, as torch says it, to draw what ran there."""
+    """To draw: "cpu, bf16" for processors that multiply bf16, a GPU's name as torch says it."""
     workers: int = 0
     """Processes that read and augment pictures for each contender."""
     split: str = ""
@@ -83,10 +83,13 @@ class Options:
 
     @property
     def place(self) -> dict[str, str]:
-        """Return what lines say of the device, nothing of the CPU."""
-        if self.device == "cpu" or self.draw:
-            return {} if self.device == "cpu" else {"device": self.device}
-        return {"device": hardware(choose_device(self.device))["device"]}
+        """Return what lines say of the device: nothing of a CPU that computes in float32."""
+        if self.draw:
+            return {"device": self.device} if self.device != "cpu" else {}
+        device = choose_device(self.device)
+        if device.type != "cpu":
+            return {"device": hardware(device)["device"]}
+        return {"device": "cpu, bf16"} if choose_precision("auto", device) == "bf16" else {}
 
 
 def main(arguments: list[str] | None = None) -> None:
