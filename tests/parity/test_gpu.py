@@ -5,8 +5,10 @@ fault, not a rounding.
 """
 
 import copy
+import gc
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -14,16 +16,21 @@ import pytest
 import torch
 
 from lucidetr import cli
+from lucidetr.categories import Categories
+from lucidetr.config import ModelCard
 from lucidetr.data.dataset import open_dataset
-from lucidetr.deployment.detector import load
+from lucidetr.deployment.detector import Detector, load
+from lucidetr.deployment.inference import RECORDINGS
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training import loop
 from lucidetr.training.checkpoint import load_newest_training
+from lucidetr.training.distributed import ALONE
 from lucidetr.training.memory import backward, fitting_micro_batch, largest_batch
 from lucidetr.training.muon import Muon
 from lucidetr.training.optimiser import build_optimiser
 from lucidetr.training.precision import autocast, choose_precision
+from lucidetr.training.replay import record, repeats
 from lucidetr.training.run_log import read_metrics
 from run_tools import tiny
 
@@ -150,11 +157,113 @@ def test_a_run_and_what_is_made_of_it(tmp_path, capsys, monkeypatch):
     assert "AP" in capsys.readouterr().out
 
 
+def replayed(config, precision):
+    """Return loss, gradients and buffers of two steps' batches by a recording, and the same by the model as it is."""
+    annotations = open_dataset(DATA, "train").annotations
+    torch.manual_seed(0)
+    model = DETR(config.model).to(GPU).to(memory_format=torch.channels_last).train()
+    model = model.double() if precision == "fp64" else model
+    expected = copy.deepcopy(model)
+    recording = record(model, config, annotations, precision)
+    for name, buffer in expected.named_buffers():
+        assert torch.equal(model.get_buffer(name), buffer), f"recording moved {name}"
+    found = []
+    for computing, own in ((recording, model), (expected, expected)):
+        for seed in (1, 2):  # the second one's inputs are not those of the recording
+            torch.manual_seed(seed)
+            batch = largest_batch(config, annotations, config.micro_batch)
+            own.zero_grad()
+            loss = backward(config, computing, batch, autocast(precision, GPU), batch.counts.tolist())
+        gradients = {name: p.grad.clone() for name, p in own.named_parameters() if p.grad is not None}
+        found.append((float(loss), gradients, dict(own.named_buffers())))
+    return found
+
+
+@pytest.mark.parametrize(("name", "model"), OPTIONS[:3] + OPTIONS[5:])
+def test_a_recorded_step_is_the_same(name, model):
+    config = replace(setting(name, **model), batch=2, micro_batch=2)
+    (loss, gradients, buffers), (expected, theirs, others) = replayed(config, "fp64")
+    assert loss == pytest.approx(expected, rel=1e-9)
+    assert gradients.keys() == theirs.keys()
+    largest = max(float(g.abs().max()) for g in theirs.values())
+    for key, gradient in theirs.items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=0, atol=1e-8 * largest, msg=key)
+    for key, buffer in others.items():
+        torch.testing.assert_close(buffers[key], buffer, rtol=1e-9, atol=1e-9, msg=key)
+
+
+def test_a_recorded_step_in_bf16_rounds_the_weights_of_its_own_pass():
+    config = replace(setting("lucid-xs"), batch=2, micro_batch=2)
+    annotations = open_dataset(DATA, "train").annotations
+    torch.manual_seed(0)
+    model = DETR(config.model).to(GPU).train()
+    recording = record(model, config, annotations, "bf16")
+    batch = largest_batch(config, annotations, 2).to(GPU)
+    with torch.no_grad():
+        before = recording(batch.images, batch.padding).logits.clone()
+        model.queries.category.bias += 1.0
+        for parameter in model.parameters():
+            parameter *= 1.1
+        after = recording(batch.images, batch.padding).logits.clone()
+        with torch.autocast("cuda", torch.bfloat16):
+            expected = model(batch.images, batch.padding).logits
+    assert (after - before).abs().max() > 0.1
+    torch.testing.assert_close(after, expected, rtol=0, atol=0.1)
+
+
+def test_a_recorded_run_is_the_same(tmp_path, capsys):
+    def run(name, **changes):
+        config = setting("lucid-xs")
+        known = {"steps": 6, "evaluations": 2, "batch": 4, "micro_batch": 4, "device": "cuda", "precision": "fp64"}
+        folder = loop.train(replace(config, out=str(tmp_path / name), workers=2, **(known | changes)))
+        return load_newest_training(folder / "checkpoints")[0]
+
+    recorded, usual = run("recorded"), run("usual", replay=False)
+    assert capsys.readouterr().out.count("steps are replayed from a recording") == 1
+    assert recorded.keys() == usual.keys()
+    for name in usual:
+        if not name.startswith("random"):
+            torch.testing.assert_close(recorded[name].double(), usual[name].double(), rtol=0, atol=1e-6, msg=name)
+
+
+def test_which_runs_are_recorded():
+    config = replace(recipe("lucid-xs"), batch=16, micro_batch=16)
+    assert repeats(config, GPU, ALONE)
+    assert not repeats(config, CPU, ALONE)
+    for change in ({"replay": False}, {"micro_batch": 8}, {"compile": True}, {"images": recipe("detr-xs").images}):
+        assert not repeats(replace(config, **change), GPU, ALONE), change
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("compile", marks=pytest.mark.slow)])
+def test_recorded_predictions_are_the_same(engine):
+    config = setting("lucid-xs")
+    torch.manual_seed(0)
+    model = DETR(config.model).eval()
+    names = tuple(map(str, range(config.model.num_classes)))
+    card = ModelCard(config.model, config.images, Categories(tuple(range(len(names))), names), "lucid-xs")
+    fast, slow = Detector(model, card, "cuda", "fp32", engine), Detector(copy.deepcopy(model), card, "cpu", "fp64")
+    generator = np.random.default_rng(0)
+    pictures = [generator.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(5)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(fast.predict, pictures * 4))
+    assert any(fast.quick.recordings.values())
+    for one, picture in zip(found, pictures * 4, strict=True):
+        other = slow.predict(picture)
+        torch.testing.assert_close(one.scores.double(), other.scores, rtol=0, atol=2e-3)  # convolutions in TF32
+    for side in (32, 96, 128, 160, 192, 224, 256, 288, 320):
+        images = torch.zeros(1, 3, side, side, device=GPU)
+        for _ in range(2):
+            fast.quick(images, torch.zeros(1, side, side, dtype=torch.bool, device=GPU))
+    assert len(fast.quick.recordings) == RECORDINGS
+
+
 def test_a_batch_fills_the_memory_of_a_gpu():
     config = setting("lucid-xs")
     model = DETR(config.model).to(GPU)
     annotations = open_dataset(DATA, "train").annotations
     assert fitting_micro_batch(config, model, annotations, autocast("bf16", GPU), most=16) == 16
+    gc.collect()
     allocated = torch.cuda.memory_allocated()
     fitting_micro_batch(config, model, annotations, autocast("bf16", GPU), most=16)
+    gc.collect()
     assert torch.cuda.memory_allocated() <= allocated, "the trial leaves something behind"

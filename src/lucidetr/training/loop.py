@@ -27,6 +27,7 @@ from lucidetr.training.optimiser import learning_mode, rate, set_rate
 from lucidetr.training.preflight import preflight
 from lucidetr.training.prepare import Prepared
 from lucidetr.training.progress import ProgressLine, duration
+from lucidetr.training.replay import record, repeats
 from lucidetr.training.run_log import FIRST_SAVE, read_metrics
 from lucidetr.training.state import training_tensors
 
@@ -72,6 +73,7 @@ class Run(Prepared):
             share=self.ranks.share,
         )
         learning_mode(self.model, config.freeze)
+        self.record()
         interruption.wait()
         if self.owes:
             self.evaluate_and_save(interruption)
@@ -101,6 +103,13 @@ class Run(Prepared):
             f"the model is {self.folder / 'best.safetensors'}"
         )
         return self.folder
+
+    def record(self) -> None:
+        """Have a GPU record what all steps compute, where they compute the same; before other threads use it."""
+        if repeats(self.config, self.device, self.ranks):
+            recording = record(self.model, self.config, self.train_set.annotations, self.precision)  # type: ignore[arg-type]
+            self.forward = recording or self.forward
+            self.line.say("steps are replayed from a recording" if recording else "no memory to record a step")
 
     def receive(self, steps: Iterator[list[Batch]], interruption: Interruption) -> list[Batch]:
         """Return the next step's batch; where it cannot be read, save first: between two steps the state is whole."""

@@ -21,7 +21,17 @@ from lucidetr.errors import InputError
 from lucidetr.fields import difference, from_dict, to_dict
 from lucidetr.training.checkpoint import has_card, training_checkpoints, write_atomically
 
-FREE_ON_RESUME = {"resume", "out", "device", "workers", "cache_gb", "save_minutes", "timeout_minutes", "preflight"}
+FREE_ON_RESUME = {
+    "resume",
+    "out",
+    "device",
+    "workers",
+    "cache_gb",
+    "save_minutes",
+    "timeout_minutes",
+    "preflight",
+    "replay",
+}
 FIRST_SAVE = "first-save"  # stands in the folder while a run's first models are there and its first checkpoint is not
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "faster-coco-eval")
 

@@ -1,0 +1,90 @@
+"""Record a GPU's forward and backward pass once, and replay it in every step (CUDA graphs).
+
+A GPU computes most operations of a detector faster than Python asks for them, one after the other. A recording holds
+them all, and is asked for at once. It is of one shape, so every batch must be alike.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lucidetr.config import TrainConfig
+from lucidetr.data.annotations import Annotations
+from lucidetr.models.detr import DETR
+from lucidetr.structures import Hints, Predictions
+from lucidetr.training.distributed import Ranks
+from lucidetr.training.memory import is_out_of_memory, largest_batch
+from lucidetr.training.randomness import random_state_kept
+
+
+def repeats(config: TrainConfig, device: torch.device, ranks: Ranks) -> bool:
+    """Say whether each step of a run computes the same on batches of one shape, in one part, on one GPU."""
+    alike = config.images.resize == "square" and config.augmentation.start_size == 1.0
+    whole = config.micro_batch == config.batch and ranks.size == 1
+    otherwise = config.compile or config.recompute or config.model.denoising or config.engine != "fast"
+    return config.replay and device.type == "cuda" and alike and whole and not otherwise
+
+
+class Replayed(nn.Module):
+    """Compute a model's predictions, and in backward its gradients, by a recording.
+
+    Both are replaced by the next step's. Gradients are the recording's own tensors: only one part can be summed.
+    """
+
+    def __init__(self, model: DETR, config: TrainConfig, annotations: Annotations, precision: str):
+        super().__init__()
+        some = next(model.parameters())
+        batch = largest_batch(config, annotations, config.micro_batch).to(some.device, some.dtype)
+        # weights rounded for one pass would be gone in the next
+        rounded = torch.autocast(some.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+        with rounded:
+            given = (batch.images, batch.padding)
+            self.computes: Any = torch.cuda.make_graphed_callables(Flat(model), given, allow_unused_input=True)
+
+    def forward(self, images: Tensor, padding: Tensor, hints: Hints | None = None) -> Predictions:
+        """Return logits and boxes of every layer."""
+        logits, boxes_cxcywh = self.computes(images, padding)
+        return Predictions(logits=logits, boxes_cxcywh=boxes_cxcywh)
+
+
+class Flat(nn.Module):
+    """Predict tensors, which is all that a recording can hand out."""
+
+    def __init__(self, model: DETR):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and boxes of every layer."""
+        predictions = self.model(images, padding)
+        return predictions.logits, predictions.boxes_cxcywh
+
+
+def record(model: DETR, config: TrainConfig, annotations: Annotations, precision: str) -> Replayed | None:
+    """Return the model as a recording, made on a batch of noise; None where the memory does not hold one.
+
+    Batch norms' statistics and the random state are left as they were.
+    """
+    device = next(model.parameters()).device
+    try:
+        with random_state_kept(device), buffers_kept(model):
+            return Replayed(model, config, annotations, precision)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        torch.cuda.empty_cache()
+        return None
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what passes inside leave in a model's buffers, such as batch norms' statistics."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
