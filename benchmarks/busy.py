@@ -23,9 +23,11 @@ from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.structures import Batch, Hints, Predictions
+from lucidetr.training.distributed import ALONE
 from lucidetr.training.engine import FAST, Engine
 from lucidetr.training.loop import train
 from lucidetr.training.precision import choose_device, choose_precision
+from lucidetr.training.replay import repeats
 
 DATA = "generated:digits?size={side}&digit={small}-{large}&train=512&val=1"
 
@@ -38,6 +40,8 @@ class Options(Common):
     """With another batch than the recipe's behind a colon: lucid-xs:64."""
     precision: str = "auto"
     workers: int = 8
+    replay: bool = True
+    """As a run does: by a recording, where its steps are all alike."""
     warmup: int = 20
     """Steps before the clock runs."""
     steps: int = 40
@@ -65,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         settings = {"recipe": config.recipe, "side": config.images.size, "batch": config.batch}
         settings |= {"precision": choose_precision(options.precision, device), "workers": options.workers}
+        settings["replayed"] = repeats(config, device, ALONE)
         note("busy", settings, measured, device)
 
 
@@ -87,6 +92,7 @@ def setting(name: str, options: Options) -> TrainConfig:
         precision=options.precision,
         device=options.device,
         workers=options.workers,
+        replay=options.replay,
         preflight="off",
     )
 

@@ -16,7 +16,6 @@ from lucidetr.config import ImageConfig, TrainConfig
 from lucidetr.criterion.matcher import match
 from lucidetr.criterion.set_loss import normalisers, set_loss
 from lucidetr.deployment.detector import Detector
-from lucidetr.deployment.inference import quicken
 from lucidetr.recipes import recipe
 from lucidetr.structures import Batch
 from lucidetr.training.ema import MovingAverage
@@ -101,15 +100,14 @@ def inference(config: TrainConfig, batch: Batch, precision: str, watch: Stopwatc
     """Return the prediction of a batch by the network that `Detector` runs."""
     card = card_of(config, config.images)
     detector = Detector(untrained(config), card, str(batch.images.device), precision)
-    part, quick = watch.part if watch else unwatched, detector.quick
-    if watch:  # a recording of a GPU has no parts
-        quick = quicken(detector.model, precision)
-        watch_parts(quick, watch)
+    part = watch.part if watch else unwatched
+    if watch:
+        watch_parts(detector.quick, watch)
 
     @torch.no_grad()
     def infer() -> None:
         with part(REST), detector.autocast():
-            quick(batch.images, batch.padding)
+            detector.quick(batch.images, batch.padding)
 
     return infer
 

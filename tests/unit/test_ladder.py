@@ -177,6 +177,20 @@ def test_the_page_shows_mean_and_deviation_over_the_seeds(tmp_path, monkeypatch)
     assert besides[2].endswith("| – | – |")
 
 
+def test_a_table_compares_runs_of_one_precision(tmp_path, monkeypatch):
+    file, last = tmp_path / "ladder.jsonl", LADDER[-1].name
+    monkeypatch.setattr(ladder, "climb", lambda: list(climb())[-1:])
+    runs = [result(name=last, ap=0.5), result(kind="without", name=last, ap=0.4)]
+    runs += [result(name=last, ap=0.6, precision="bf16"), result(kind="with", name="groups", ap=0.7, precision="bf16")]
+    file.write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
+    up, its_note, more, note = ladder_page(file).split("\n\n")
+    assert up.endswith("| 20 | 0.500 | 0.400 |")
+    assert "0.600 |\n" in more
+    assert "0.700" in more
+    assert "fp32" in its_note
+    assert "bf16" in note
+
+
 def test_runs_of_what_a_rung_once_was_do_not_count(counted, tmp_path):
     file, data, asked = counted
     name = LADDER[1].name

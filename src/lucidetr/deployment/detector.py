@@ -13,7 +13,7 @@ from lucidetr.config import ModelCard
 from lucidetr.data.decoding import as_image
 from lucidetr.data.preprocessing import Sample, make_batch, prepare
 from lucidetr.deployment.engines import OPENERS, open_exported
-from lucidetr.deployment.inference import Replaying, build_engine, quicken
+from lucidetr.deployment.inference import build_engine, quicken
 from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.models.postprocess import postprocess
@@ -42,8 +42,6 @@ class Detector:
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         hasten = build_engine(engine)
         self.quick = hasten(quicken(model, self.precision)) if isinstance(model, DETR) else model
-        if self.device.type == "cuda":
-            self.quick = Replaying(self.quick)
         self.card = card
 
     @property

@@ -1,8 +1,6 @@
 """A network made fast for prediction alone: norms folded, weights in the format that they are multiplied in."""
 
 import copy
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -16,7 +14,6 @@ from lucidetr.models.detr import DETR
 from lucidetr.structures import Predictions
 
 ENGINES = ("torch", "compile")
-RECORDINGS = 8  # shapes that a GPU keeps a recording of
 MULTIPLIED = (nn.Conv2d, MultiHeadAttention, FeedForward)  # all else computes in float32: norms, heads, boxes
 
 
@@ -66,53 +63,6 @@ class Compiled(nn.Module):
         with config.patch(freezing=images.device.type == "cpu"):
             logits, boxes_cxcywh = self.compute(images, padding)
         return Predictions(logits=logits, boxes_cxcywh=boxes_cxcywh)
-
-
-class Replaying(nn.Module):
-    """Predict on a GPU by recordings (CUDA graphs): all operations of a shape are asked for at once.
-
-    A GPU computes most of them faster than Python asks for them, one after the other. What is seen once is computed as
-    ever; the second time it is recorded. The last few shapes stay.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-        self.recordings: OrderedDict[torch.Size, Recording | None] = OrderedDict()
-        self.turn = threading.Lock()  # whoever asks writes into the same tensors
-
-    @torch.no_grad()
-    def forward(self, images: Tensor, padding: Tensor) -> Predictions:
-        """Return logits and boxes of every layer."""
-        shape = images.shape
-        with self.turn:
-            if shape not in self.recordings:
-                self.recordings[shape] = None
-                return self.model(images, padding)
-            recording = self.recordings[shape] = self.recordings[shape] or Recording(self.model, images, padding)
-            self.recordings.move_to_end(shape)
-            while len(self.recordings) > RECORDINGS:
-                self.recordings.popitem(last=False)
-            return recording.replay(images, padding)
-
-
-class Recording:
-    """Hold what a GPU does for inputs of one shape, and the tensors that it reads and writes."""
-
-    def __init__(self, model: nn.Module, images: Tensor, padding: Tensor):
-        self.images, self.padding = images.clone(), padding.clone()
-        self.graph = torch.cuda.CUDAGraph()
-        torch.clear_autocast_cache()  # weights that were rounded for this pass alone are not to be remembered
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.logits, self.boxes_cxcywh = flat(model(self.images, self.padding))
-        torch.clear_autocast_cache()
-
-    def replay(self, images: Tensor, padding: Tensor) -> Predictions:
-        """Return what the model says of other images."""
-        self.images.copy_(images)
-        self.padding.copy_(padding)
-        self.graph.replay()
-        return Predictions(logits=self.logits.clone(), boxes_cxcywh=self.boxes_cxcywh.clone())
 
 
 def flat(predictions: Predictions) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ stopped and gone on with, and two processes can share it.
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,23 +76,35 @@ def ladder_page(file: Path = MEASURED) -> str:
 
 
 def ladder_table(results: list[Result]) -> str:
-    """Return two Markdown tables: each rung's change, size, speed and AP, and the AP without it; then what is off."""
+    """Return two Markdown tables: each rung's change, size, speed and AP, and the AP without it; then what is off.
+
+    Each table compares like with like: runs of the precision that most of its own have.
+    """
+    climbed = alike(results, ("rung", "without"))
+    besides = alike(results, ("with",)) or climbed
     rows = [
         "| rung | change | parameters | GFLOPs | images/s | AP of the rung | AP of lucid-xs without it |",
         "|---|---|---|---|---|---|---|",
     ]
     for rung, config in climb():
-        here = of_rung(results, "rung", rung)
+        here = of_rung(climbed, "rung", rung)
         rows.append(
-            f"{described(rung.name, rung.says, config, here)} {spread(aps(of_rung(results, 'without', rung)))} |"
+            f"{described(rung.name, rung.says, config, here)} {spread(aps(of_rung(climbed, 'without', rung)))} |"
         )
     more = [
         "| off in every recipe | change | parameters | GFLOPs | images/s | AP of lucid-xs with it |",
         "|---|---|---|---|---|---|",
-        described("–", f"{LUCID_XS.recipe} itself", LUCID_XS, of_rung(results, "rung", LADDER[-1])),
+        described("–", f"{LUCID_XS.recipe} itself", LUCID_XS, of_rung(besides, "rung", LADDER[-1])),
     ]
-    more += [described(rung.name, rung.says, beyond(rung), of_rung(results, "with", rung)) for rung in BESIDES]
-    return "\n".join([*rows, "", *more, "", *footnotes(results)])
+    more += [described(rung.name, rung.says, beyond(rung), of_rung(besides, "with", rung)) for rung in BESIDES]
+    between = [] if climbed == besides else [*footnotes(climbed), ""]
+    return "\n".join([*rows, "", *between, *more, "", *footnotes(besides)])
+
+
+def alike(results: list[Result], kinds: tuple[str, ...]) -> list[Result]:
+    """Return the runs of the precision in which most runs of these kinds were, none where there are no such runs."""
+    most = Counter(r.precision for r in results if r.kind in kinds).most_common(1)
+    return [r for r in results if most and r.precision == most[0][0]]
 
 
 def described(name: str, says: str, config: TrainConfig, results: list[Result]) -> str:
