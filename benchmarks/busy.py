@@ -23,11 +23,10 @@ from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.structures import Batch, Hints, Predictions
-from lucidetr.training.distributed import ALONE
 from lucidetr.training.engine import FAST, Engine
 from lucidetr.training.loop import train
 from lucidetr.training.precision import choose_device, choose_precision
-from lucidetr.training.replay import repeats
+from lucidetr.training.replay import Replayed
 
 DATA = "generated:digits?size={side}&digit={small}-{large}&train=512&val=1"
 
@@ -40,8 +39,8 @@ class Options(Common):
     """With another batch than the recipe's behind a colon: lucid-xs:64."""
     precision: str = "auto"
     workers: int = 8
-    replay: bool = True
-    """As a run does: by a recording, where its steps are all alike."""
+    replay: bool = False
+    """By a recording, where a recipe's steps are all alike."""
     warmup: int = 20
     """Steps before the clock runs."""
     steps: int = 40
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         settings = {"recipe": config.recipe, "side": config.images.size, "batch": config.batch}
         settings |= {"precision": choose_precision(options.precision, device), "workers": options.workers}
-        settings["replayed"] = repeats(config, device, ALONE)
+        settings["replayed"] = watch.replayed
         note("busy", settings, measured, device)
 
 
@@ -106,6 +105,7 @@ class Watch:
         self.step, self.began, self.seconds, self.computing = 0, 0.0, 0.0, 0.0
         activities = [ProfilerActivity.CPU if device.type == "cpu" else ProfilerActivity.CUDA]
         self.profiler = profile(activities=activities)
+        self.replayed = False
 
     def run(self, config: TrainConfig) -> float:
         """Train, and return the seconds of a step."""
@@ -127,6 +127,7 @@ class Watch:
             self.profiler.stop()
             self.computing = covered(self.at_work(self.profiler.events())) / 1e6 / self.watched
         self.step += 1
+        self.replayed = isinstance(model, Replayed)
         return FAST.forward(model, batch, hints)
 
     def at_work(self, events: Iterable[Any]) -> list[tuple[float, float]]:

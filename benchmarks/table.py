@@ -102,7 +102,7 @@ def busy(lines: Sequence[Line]) -> str:
     for line in lines:
         settings, step = line["settings"], line["step"]
         name = f"{settings['recipe']}, {settings['side']}, batch {settings['batch']}"
-        name += ", replayed" if settings["replayed"] else ""
+        name += ", replayed" if settings.get("replayed") else ""
         cells = [milliseconds(step), milliseconds(line["computing"]), f"{line['computing'] / step:.0%}"]
         rows.append([name, f"{line['images_per_second']:.0f}", *cells])
     return markdown(["", "images/s", "a step", "the GPU computes", "of the time"], rows)

@@ -358,7 +358,8 @@ def draw(curves: Sequence[Curve], out: Path) -> None:
 
 def machine(curves: Sequence[Curve]) -> str:
     """Return the machine or machines of the runs."""
-    return " and ".join(sorted({line["machine"] for curve in curves for line in curve.lines}))
+    places = {(line["machine"], line["settings"].get("device")) for curve in curves for line in curve.lines}
+    return " and ".join(sorted(", ".join(filter(None, place)) for place in places))
 
 
 def table(curves: Sequence[Curve]) -> str:

@@ -322,9 +322,10 @@ class TrainConfig:
     time."""
     compile: bool = False
     """Let torch.compile write the network's code: minutes at the start, faster steps on a GPU."""
-    replay: bool = True
-    """On a GPU, record forward and backward once and replay them in every step (CUDA graphs), where all batches are of
-    one shape and go through in one part. Steps of small models take half the time."""
+    replay: bool = False
+    """On one GPU, record forward and backward once and replay them in every step (CUDA graphs): half the time for small
+    models, more memory. Only where all batches are squares of one size (no scales, no start_size) and go through in
+    one part (--micro-batch as --batch), without hints, --compile and --recompute."""
     weights: str = ""
     """Start from these: a run or model of ours, a facebookresearch or torchvision .pth, a Hugging Face folder, the
     word efficientnet-lite0 (extra "pretrained"), or an https address (with --weights-sha256). Full detectors and

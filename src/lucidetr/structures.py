@@ -50,8 +50,8 @@ class Batch:
         A GPU fetches what lies in pinned memory by itself, while this process goes on.
         """
         dtypes = {"images": dtype, "boxes_cxcywh": dtype, "padding": torch.bool, "labels": self.labels.dtype}
-        alone = device.type == "cuda"
-        moved = {name: getattr(self, name).to(device, kind, non_blocking=alone) for name, kind in dtypes.items()}
+        how = {"device": device, "non_blocking": device.type == "cuda"}
+        moved = {name: getattr(self, name).to(dtype=kind, **how) for name, kind in dtypes.items()}
         return replace(self, **moved)
 
     def pin_memory(self) -> "Batch":

@@ -167,7 +167,8 @@ def training_steps(
         prefetch_factor=AHEAD if workers else None,
         generator=own,
         worker_init_fn=start_reading,
-        pin_memory=torch.cuda.is_available(),  # then a GPU need not be waited for while it fetches a batch
+        # a GPU that this process computes on then fetches a batch by itself
+        pin_memory=torch.cuda.is_initialized(),
     )
     others = multiprocessing.active_children()
     batches = iter(loader)

@@ -251,6 +251,8 @@ def place(name: str, ranks: Ranks) -> torch.device:
         torch.cuda.set_device(ranks.local)  # first, so that no rank touches another's
         name = f"cuda:{ranks.local}"
     device = choose_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # recordings, pinned memory and random numbers are of the present one
     if ranks.size > 1 and (device.type == "mps" or (device.type == "cuda" and device.index != ranks.local)):
         fix = "cuda" if device.type == "cuda" else "cpu"
         raise InputError(f"--device {name} cannot be shared by {ranks.size} ranks: choose --device {fix}")

@@ -105,11 +105,19 @@ class Run(Prepared):
         return self.folder
 
     def record(self) -> None:
-        """Have a GPU record what all steps compute, where they compute the same; before other threads use it."""
-        if repeats(self.config, self.device, self.ranks):
-            recording = record(self.model, self.config, self.train_set.annotations, self.precision)  # type: ignore[arg-type]
-            self.forward = recording or self.forward
-            self.line.say("steps are replayed from a recording" if recording else "no memory to record a step")
+        """Have a GPU record what all steps compute, if asked to and where they compute the same.
+
+        That is before the reading processes start: no other thread may use the GPU meanwhile.
+        """
+        if not self.config.replay:
+            return
+        if not repeats(self.config, self.device, self.ranks):
+            self.line.say("steps are not replayed: they differ, or there is no GPU (see --help)")
+            return
+        recording = record(self.model, self.config, self.train_set.annotations, self.precision)  # type: ignore[arg-type]
+        self.forward = recording or self.forward
+        said = "replayed from a recording" if recording else "computed as ever: there is no memory to record one"
+        self.line.say(f"steps are {said}")
 
     def receive(self, steps: Iterator[list[Batch]], interruption: Interruption) -> list[Batch]:
         """Return the next step's batch; where it cannot be read, save first: between two steps the state is whole."""
@@ -160,8 +168,10 @@ class Run(Prepared):
         if not self.guard.passes(total, gradient, self.ranks):
             return self.skip(parts, total, gradient)
 
-        # clip, step, average; a GPU is asked for the matching first, as it would be waited for later
+        # note the matching while a GPU has nothing else to do: later it would have to be waited for
         recorder.see_matching(parts, losses)
+
+        # clip, step, average
         nn.utils.clip_grads_with_norm_(learning, config.optimiser.clip or float("inf"), gradient)
         self.optimiser.step()
         recorder.see_update(self.model)
@@ -175,7 +185,7 @@ class Run(Prepared):
     def skip(self, parts: list[Batch], loss: Tensor, gradient: Tensor) -> dict[str, Any]:
         """Undo a step whose numbers are not finite, and return which images and which part of the model were in it."""
 
-        def replay() -> None:
+        def again() -> None:
             for part in parts:
                 batch = part.to(self.device, self.dtype)
                 hints = draw_hints(batch, self.config.model, self.config.seed, self.clock.step)
@@ -185,7 +195,7 @@ class Run(Prepared):
         self.recorder.pass_over()
         images = self.ranks.gather([image for part in parts for image in part.image_ids])
         numbers = {"loss": f"{float(loss):g}", "gradient_norm": f"{float(gradient):g}"}
-        return {"skipped": {"images": images, **numbers, **self.guard.undo(replay)}}
+        return {"skipped": {"images": images, **numbers, **self.guard.undo(again)}}
 
     def log_step(self, numbers: dict[str, Any]) -> None:
         """Write a line to the log now and then, and show how the run goes."""

@@ -45,7 +45,7 @@ class Muon(torch.optim.AdamW):
         steps = [*ahead]
         for places in by_shape(parameters):
             matrices = torch.stack([as_matrix(ahead[place]) for place in places])
-            along = orthogonal(matrices) * max(matrices.shape[1:]) ** 0.5
+            along = (orthogonal(matrices) * max(matrices.shape[1:]) ** 0.5).contiguous()
             for place, direction in zip(places, along, strict=True):
                 steps[place] = as_weight(direction, parameters[place].shape)
         weights: list[Tensor] = [*parameters]

@@ -22,7 +22,8 @@ from lucidetr.training.randomness import random_state_kept
 
 def repeats(config: TrainConfig, device: torch.device, ranks: Ranks) -> bool:
     """Say whether each step of a run computes the same on batches of one shape, in one part, on one GPU."""
-    alike = config.images.resize == "square" and config.augmentation.start_size == 1.0
+    change = config.augmentation
+    alike = config.images.resize == "square" and change.start_size == 1.0 and not change.scales
     whole = config.micro_batch == config.batch and ranks.size == 1
     otherwise = config.compile or config.recompute or config.model.denoising or config.engine != "fast"
     return config.replay and device.type == "cuda" and alike and whole and not otherwise
@@ -38,28 +39,32 @@ class Replayed(nn.Module):
         super().__init__()
         some = next(model.parameters())
         batch = largest_batch(config, annotations, config.micro_batch).to(some.device, some.dtype)
-        # weights rounded for one pass would be gone in the next
-        rounded = torch.autocast(some.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
-        with rounded:
-            given = (batch.images, batch.padding)
-            self.computes: Any = torch.cuda.make_graphed_callables(Flat(model), given, allow_unused_input=True)
+        given = (batch.images, batch.padding)
+        flat = Flat(model, rounds=precision == "bf16")
+        self.computes: Any = torch.cuda.make_graphed_callables(flat, given, allow_unused_input=True)
 
     def forward(self, images: Tensor, padding: Tensor, hints: Hints | None = None) -> Predictions:
-        """Return logits and boxes of every layer."""
+        """Return logits and boxes of every layer; a recording takes no hints."""
+        assert hints is None
         logits, boxes_cxcywh = self.computes(images, padding)
         return Predictions(logits=logits, boxes_cxcywh=boxes_cxcywh)
 
 
 class Flat(nn.Module):
-    """Predict tensors, which is all that a recording can hand out."""
+    """Predict tensors, which is all that a recording can hand out.
 
-    def __init__(self, model: DETR):
+    It opens autocast by itself, so that backward is recorded outside of it, as it runs elsewhere. Weights that were
+    rounded for one pass are not kept: they would be gone in the next.
+    """
+
+    def __init__(self, model: DETR, rounds: bool):
         super().__init__()
-        self.model = model
+        self.model, self.rounds = model, rounds
 
     def forward(self, images: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and boxes of every layer."""
-        predictions = self.model(images, padding)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.rounds, cache_enabled=False):
+            predictions = self.model(images, padding)
         return predictions.logits, predictions.boxes_cxcywh
 
 
@@ -75,8 +80,8 @@ def record(model: DETR, config: TrainConfig, annotations: Annotations, precision
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        torch.cuda.empty_cache()
-        return None
+    torch.cuda.empty_cache()  # out of the handler, whose error still holds what was allocated
+    return None
 
 
 @contextmanager
