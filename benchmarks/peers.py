@@ -112,6 +112,9 @@ PEERS: dict[str, Callable[[int, int], nn.Module]] = {
     "transformers-rtdetrv2": build_rtdetrv2,
     "transformers-dfine": build_dfine,
 }
+PUBLISHED = tuple(PEERS)
+MUON = "+muon"  # behind a peer's name: its matrices and kernels step as ours do, not by AdamW as published
+PEERS |= {name + MUON: builder for name, builder in PEERS.items()}
 
 
 def build(name: str, classes: int, queries: int = QUERIES) -> nn.Module:

@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from benchmarks.measure import hardware, provenance
-from benchmarks.peers import PEERS, QUERIES, Course, Way, measure_ways, train_peer
+from benchmarks.peers import MUON, PEERS, PUBLISHED, QUERIES, Course, Way, measure_ways, train_peer
 from lucidetr.config import OptimiserConfig, TrainConfig
 from lucidetr.data.dataset import Dataset, open_dataset
 from lucidetr.deployment.detector import load
@@ -49,8 +49,8 @@ class Options:
     """All images are squares of this side; a multiple of 32."""
     minutes: float = 10.0
     """Of training, for each contender and seed."""
-    contenders: str = ",".join(("lucid-xs", "detr-xs", *PEERS))
-    """Recipes and peers."""
+    contenders: str = ",".join(("lucid-xs", "detr-xs", *PUBLISHED))
+    """Recipes and peers; transformers-rtdetrv2+muon: a peer whose matrices step by Muon."""
     seeds: str = "0"
     trial_minutes: float = 2.0
     """Length of the trials that choose a peer's rate and batch."""
@@ -214,7 +214,9 @@ class Bench:
     def config(self, name: str, seed: int, batch: int, lr: float) -> TrainConfig:
         """Return a recipe's config, or for a peer one with its batch and optimiser, on the images that all share."""
         options, shared = self.options, recipe(self.options.augmentation)
-        peer = replace(shared, recipe=name, optimiser=replace(PEER_OPTIMISER, lr=lr, backbone_lr=lr))
+        matrices = "muon" if name.endswith(MUON) else "adamw"
+        optimiser = replace(PEER_OPTIMISER, lr=lr, backbone_lr=lr, matrices=matrices)
+        peer = replace(shared, recipe=name, optimiser=optimiser)
         base = replace(peer, batch=batch, micro_batch=batch) if name in PEERS else recipe(name)
         queries = options.queries or (QUERIES if name in PEERS else base.model.num_queries)
         flips = {"flip": 0.5, "flip_vertical": 0.5, "turn": 0.5} if options.turns else {}

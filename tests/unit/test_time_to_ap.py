@@ -158,3 +158,24 @@ def test_all_contenders_get_the_queries_and_turns_that_are_asked_for(bench, peer
         assert (config.augmentation.flip, config.augmentation.flip_vertical, config.augmentation.turn) == (0.5,) * 3
     assert peers.build(names[1], 10, 60).config.num_queries == 60
     assert plain.settings(names[0], 16).keys() == asked.settings(names[0], 16).keys() - {"turns", "queries"}
+
+
+def test_a_peer_steps_by_muon_only_where_its_name_says_so(bench):
+    one = bench.Bench(bench.Options(), bench.Journal(Path("none")))
+    names = ("transformers-detr", "transformers-detr+muon")
+    published, other = (one.config(name, seed=0, batch=8, lr=1e-3).optimiser for name in names)
+    assert (published.matrices, other.matrices) == ("adamw", "muon")
+    assert names[1] not in bench.Options().contenders
+
+
+def test_runs_of_other_hardware_do_not_count(bench, tmp_path, monkeypatch):
+    journal = bench.Journal(tmp_path / "lines.jsonl")
+    slow, fast = line("lucid-xs", [0.1]), line("lucid-xs", [0.2])
+    fast["settings"]["device"] = "cpu, bf16"
+    journal.lines = [slow, fast]
+    for precision, expected in (("fp32", slow), ("bf16", fast)):
+        monkeypatch.setattr(bench, "choose_precision", lambda name, device, here=precision: here)
+        place = bench.Options().place
+        assert journal.lines_with({"contender": "lucid-xs"} | place) == [expected]
+        assert bench.machine(bench.average([expected])) == ", ".join(["two", *place.values()])
+    assert bench.Options(device="NVIDIA H200", draw="a.svg").place == {"device": "NVIDIA H200"}
