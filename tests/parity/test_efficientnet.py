@@ -13,7 +13,7 @@ from lucidetr.conversion import efficientnet
 from lucidetr.conversion.convert import convert
 from lucidetr.conversion.read import read_pth
 from lucidetr.errors import InputError
-from lucidetr.models.efficientnet import EfficientNetLite
+from lucidetr.models.efficientnet import EfficientNetLite, SameConv
 
 PALACE, DAISY = 698, 985  # ImageNet's numbers
 
@@ -89,3 +89,24 @@ def test_stride_norms_and_freezing_names(norm):
 def test_settings_that_it_does_not_have_are_refused(wrong):
     with pytest.raises(InputError, match=f"backbone.{next(iter(wrong))}"):
         EfficientNetLite(BackboneConfig(name="efficientnet_lite0", **wrong))
+
+
+def test_a_depthwise_convolution_learns_in_full_precision_on_a_cpu():
+    """Its gradients are those of float32, rounded once; what it hands on is as wide as what it got."""
+    torch.manual_seed(0)
+    conv = SameConv(24, 24, 5, stride=2, groups=24).train()
+    x = torch.randn(2, 24, 15, 15).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = []
+    for rounds in (True, False):
+        conv.zero_grad()
+        x.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounds):
+            y = conv(x if rounds else x.float())
+        (y.float() * (torch.arange(y.numel()) % 17 - 8.0).view_as(y)).sum().backward()  # exact in bfloat16, too
+        found.append((y, conv.weight.grad.clone(), x.grad.clone()))
+    (y, weight, given), (expected, exactly, grad) = found
+    assert (y.dtype, given.dtype) == (torch.bfloat16, torch.bfloat16)
+    torch.testing.assert_close(y, expected.bfloat16(), rtol=0, atol=0)
+    torch.testing.assert_close(weight, exactly, rtol=0, atol=1e-5 * float(exactly.abs().max()))
+    torch.testing.assert_close(given, grad, rtol=0, atol=0)
+    assert torch.equal(conv.eval()(x.float()), expected)

@@ -6,6 +6,7 @@ The Lite variants use ReLU6 instead of swish and no squeeze-and-excitation, so t
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,7 +57,11 @@ class SameConv(nn.Conv2d):
     def forward(self, input: Float[Tensor, "batch channel h w"]) -> Float[Tensor, "batch outputs h2 w2"]:
         """Return ⌈side / stride⌉ cells along each side."""
         height, width = (self.padding_of(side) for side in input.shape[-2:])
-        return super().forward(F.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2)))
+        padded = F.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2))
+        if self.training and self.groups > 1 and input.dtype == torch.bfloat16 and input.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):  # whose backward takes three to five times as long in bfloat16
+                return super().forward(padded.float()).to(input.dtype)
+        return super().forward(padded)
 
     def padding_of(self, side: int) -> int:
         """Return how many pixels to add along a side, both ends together; no kernel is shorter than its stride."""
