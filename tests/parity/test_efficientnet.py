@@ -91,11 +91,12 @@ def test_settings_that_it_does_not_have_are_refused(wrong):
         EfficientNetLite(BackboneConfig(name="efficientnet_lite0", **wrong))
 
 
-def test_a_depthwise_convolution_learns_in_full_precision_on_a_cpu():
-    """Its gradients are those of float32, rounded once; what it hands on is as wide as what it got."""
+@pytest.mark.parametrize("given_as", [torch.bfloat16, torch.float32])  # float32 behind frozen norms
+def test_a_depthwise_convolution_learns_in_full_precision_on_a_cpu(given_as):
+    """Its gradients are those of float32, rounded once; what it hands on is rounded as elsewhere."""
     torch.manual_seed(0)
     conv = SameConv(24, 24, 5, stride=2, groups=24).train()
-    x = torch.randn(2, 24, 15, 15).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    x = torch.randn(2, 24, 15, 15).to(given_as).contiguous(memory_format=torch.channels_last).requires_grad_()
     found = []
     for rounds in (True, False):
         conv.zero_grad()
@@ -105,7 +106,7 @@ def test_a_depthwise_convolution_learns_in_full_precision_on_a_cpu():
         (y.float() * (torch.arange(y.numel()) % 17 - 8.0).view_as(y)).sum().backward()  # exact in bfloat16, too
         found.append((y, conv.weight.grad.clone(), x.grad.clone()))
     (y, weight, given), (expected, exactly, grad) = found
-    assert (y.dtype, given.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert (y.dtype, given.dtype) == (torch.bfloat16, given_as)
     torch.testing.assert_close(y, expected.bfloat16(), rtol=0, atol=0)
     torch.testing.assert_close(weight, exactly, rtol=0, atol=1e-5 * float(exactly.abs().max()))
     torch.testing.assert_close(given, grad, rtol=0, atol=0)

@@ -58,9 +58,9 @@ class SameConv(nn.Conv2d):
         """Return ⌈side / stride⌉ cells along each side."""
         height, width = (self.padding_of(side) for side in input.shape[-2:])
         padded = F.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2))
-        if self.training and self.groups > 1 and input.dtype == torch.bfloat16 and input.device.type == "cpu":
+        if self.training and self.groups > 1 and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):  # whose backward takes three to five times as long in bfloat16
-                return super().forward(padded.float()).to(input.dtype)
+                return super().forward(padded.float()).to(torch.get_autocast_dtype("cpu"))
         return super().forward(padded)
 
     def padding_of(self, side: int) -> int:
