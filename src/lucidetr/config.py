@@ -323,9 +323,10 @@ class TrainConfig:
     compile: bool = False
     """Let torch.compile write the network's code: minutes at the start, faster steps on a GPU."""
     replay: bool = False
-    """On one GPU, record forward and backward once and replay them in every step (CUDA graphs): half the time for small
-    models, more memory. Only where all batches are squares of one size (no scales, no start_size) and go through in
-    one part (--micro-batch as --batch), without hints, --compile and --recompute."""
+    """On one GPU, record forward and backward once and replay them in every step (CUDA graphs): half the time for
+    lucid-xs in one measurement, more memory; not run since it was last changed. Only where all batches are squares of
+    one size (no scales, no start_size) and go through in one part (--micro-batch as --batch), without hints, --compile
+    and --recompute."""
     weights: str = ""
     """Start from these: a run or model of ours, a facebookresearch or torchvision .pth, a Hugging Face folder, the
     word efficientnet-lite0 (extra "pretrained"), or an https address (with --weights-sha256). Full detectors and
@@ -347,7 +348,7 @@ class TrainConfig:
     """Take only the first N training images, evaluate on the same, augment nothing: AP must go to 1."""
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
-    """auto: bf16 where the machine has matrix units for it."""
+    """auto: bf16 where the machine multiplies it: a GPU, or a CPU with AMX or AVX512-BF16."""
     engine: Literal["fast", "reference"] = "fast"
     """reference: the model written out in plain arithmetic; same numbers, many times slower."""
     device: str = "auto"

@@ -27,8 +27,8 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> str:
     """Return bf16, fp32 or fp64; auto takes bf16 only where the hardware multiplies it.
 
-    A CPU without matrix units computes bf16 far slower than fp32. An unknown word is an InputError, and fp64 on MPS,
-    which has none.
+    A CPU that does not multiply bf16 computes it far slower than fp32. An unknown word is an InputError, and so is fp64
+    on MPS, which has none.
     """
     if name not in PRECISIONS:
         raise InputError(f"unknown precision {name}: {did_you_mean(name, PRECISIONS)}")
