@@ -127,7 +127,6 @@ LUCID_S_LITE0 = replace(
     LUCID_S,
     recipe="lucid-s-lite0",
     model=replace(LUCID_S.model, backbone=BackboneConfig(name="efficientnet_lite0", norm="batch")),
-    optimiser=replace(LUCID_S.optimiser, backbone_lr=LUCID_S.optimiser.lr / 10, matrices="adamw"),
     weights="efficientnet-lite0",
 )
 
@@ -282,17 +281,17 @@ def recipe(name: str) -> TrainConfig:
 def fine_tuned(config: TrainConfig, backbone_alone: bool) -> TrainConfig:
     """Return the config with the rates and steps that fit trained weights, where they are still the recipe's own.
 
-    A whole detector goes on five times slower, its backbone slower still. Beside a trained backbone all else is new
-    and keeps its rate; the backbone takes a tenth of it. Both rates were found with AdamW, to which a recipe's Muon
-    gives way. The paper's recipes are made for such a backbone and stay as they are.
+    A whole detector goes on five times slower, its backbone slower still; these rates were found with AdamW, to which a
+    recipe's Muon gives way. Beside a trained backbone nothing changes: a slower backbone learned less (docs/LOG.md,
+    2026-11-26). The paper's recipes are made for such a backbone.
     """
-    if not config.recipe.startswith("lucid"):
+    if backbone_alone or not config.recipe.startswith("lucid"):
         return config
     own, lr, backbone_lr = _own(config).optimiser, config.optimiser.lr, config.optimiser.backbone_lr
-    if lr == own.lr and not backbone_alone:
+    if lr == own.lr:
         lr = lr / 5
     if backbone_lr == own.backbone_lr:
-        backbone_lr = lr / (10 if backbone_alone else 5)
+        backbone_lr = lr / 5
     matrices = "adamw" if config.optimiser.matrices == own.matrices else config.optimiser.matrices
     return replace(config, optimiser=replace(config.optimiser, lr=lr, backbone_lr=backbone_lr, matrices=matrices))
 
