@@ -25,7 +25,7 @@ def old_picture():
 
 @pytest.mark.parametrize("name", FOUND)
 def test_a_file_of_schema_1_finds_what_it_found(name):
-    detector = lucidetr.load(FILES / f"{name}.safetensors")
+    detector = lucidetr.load(FILES / f"{name}.safetensors", "cpu", "fp32")  # what is written down was found in float32
     assert (detector.card.schema, detector.card.step, detector.card.metrics) == (1, 7, {"AP": 0.25})
     assert detector.card.categories.names == ("round cell", "Zelle", "細胞")
     found, then = detector.predict(old_picture()), FOUND[name]
