@@ -113,7 +113,9 @@ PEERS: dict[str, Callable[[int, int], nn.Module]] = {
     "transformers-dfine": build_dfine,
 }
 PUBLISHED = tuple(PEERS)
-MUON = "+muon"  # behind a peer's name: its matrices and kernels step as ours do, not by AdamW as published
+# behind a peer's name: its matrices and kernels of 16 inputs and outputs or more step by Muon, not AdamW as published;
+# among them D-FINE's box heads, sampling offsets, and class layers of that many classes
+MUON = "+muon"
 PEERS |= {name + MUON: builder for name, builder in PEERS.items()}
 
 

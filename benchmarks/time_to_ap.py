@@ -1,7 +1,7 @@
 """AP against training time from random weights, on the same files and cores: our recipes and transformers' detectors.
 
     python -m benchmarks.time_to_ap --data generated:digits --minutes 10 --contenders lucid-xs,transformers-rtdetrv2
-    python -m benchmarks.time_to_ap --data generated:digits --draw docs/time_to_ap.svg
+    python -m benchmarks.time_to_ap --draw docs/time_to_ap.svg --clock processor --device "cpu, bf16"
 
 All contenders get the same batches in the same order, are evaluated on the same split at the same shares of the
 budget, and only the time of training counts. A peer computes in the fastest of four ways and learns at the best of
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         same |= {"clock": options.clock, "role": "run"} | options.place
         curves = average(journal.lines_with(same))
         if not curves:
-            raise InputError(f"{options.out}: no run with {same}; run some without --draw")
+            raise InputError(f"{options.out}: no run with {same}; --clock, --threads and --device choose others")
         draw(curves, Path(options.draw))
         print(table(curves))
         return

@@ -281,19 +281,20 @@ def recipe(name: str) -> TrainConfig:
 def fine_tuned(config: TrainConfig, backbone_alone: bool) -> TrainConfig:
     """Return the config with the rates and steps that fit trained weights, where they are still the recipe's own.
 
-    A whole detector goes on five times slower, its backbone slower still; these rates were found with AdamW, to which a
-    recipe's Muon gives way. Beside a trained backbone nothing changes: a slower backbone learned less (docs/LOG.md,
-    2026-11-26). The paper's recipes are made for such a backbone.
+    A whole detector goes on five times slower, its backbone slower still, all by AdamW, with which these rates were
+    found. A trained backbone alone learns at the rate of all that is new beside it: slower it learned less
+    (docs/LOG.md, 2026-11-26). The paper's recipes are made for such a backbone and stay as they are.
     """
-    if backbone_alone or not config.recipe.startswith("lucid"):
+    if not config.recipe.startswith("lucid"):
         return config
-    own, lr, backbone_lr = _own(config).optimiser, config.optimiser.lr, config.optimiser.backbone_lr
-    if lr == own.lr:
-        lr = lr / 5
-    if backbone_lr == own.backbone_lr:
-        backbone_lr = lr / 5
-    matrices = "adamw" if config.optimiser.matrices == own.matrices else config.optimiser.matrices
-    return replace(config, optimiser=replace(config.optimiser, lr=lr, backbone_lr=backbone_lr, matrices=matrices))
+    own, optimiser = _own(config).optimiser, config.optimiser
+    if not backbone_alone:
+        optimiser = replace(
+            optimiser, matrices="adamw", lr=optimiser.lr / 5 if optimiser.lr == own.lr else optimiser.lr
+        )
+    if optimiser.backbone_lr == own.backbone_lr:
+        optimiser = replace(optimiser, backbone_lr=optimiser.lr / (1 if backbone_alone else 5))
+    return replace(config, optimiser=optimiser)
 
 
 def from_scratch(config: TrainConfig) -> tuple[TrainConfig, list[str]]:

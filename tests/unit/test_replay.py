@@ -87,4 +87,4 @@ def test_where_the_memory_holds_no_recording_there_is_none(monkeypatch):
 
 def test_a_run_that_cannot_be_replayed_says_so(tmp_path, capsys):
     loop.train(tiny(tmp_path / "run", steps=1, evaluations=1, replay=True, device="cpu"))
-    assert "steps are not replayed: they differ, or there is no GPU" in capsys.readouterr().out
+    assert "steps are not replayed" in capsys.readouterr().out

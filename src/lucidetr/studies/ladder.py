@@ -138,11 +138,14 @@ def footnotes(results: list[Result]) -> list[str]:
 
 def sentences(results: list[Result]) -> Iterator[str]:
     """Yield where learning begins on the way up, and what each change takes from lucid-xs or brings to it."""
-    base = of_rung(results, "rung", LADDER[-1])
-    begun = next((r.name for r in LADDER if any(ap > LEARNED for ap in aps(of_rung(results, "rung", r)))), "none")
+    climbed = alike(results, ("rung", "without"))
+    base = of_rung(climbed, "rung", LADDER[-1])
+    begun = next((r.name for r in LADDER if any(ap > LEARNED for ap in aps(of_rung(climbed, "rung", r)))), "none")
     yield f"Going up, the first rung with an AP above {LEARNED} is {begun}; {LUCID_XS.recipe} has {spread(aps(base))}."
     for kind, rungs in (("without", LADDER[1:]), ("with", BESIDES)):
-        every = {rung.name: gains(of_rung(results, kind, rung), base) for rung in rungs}
+        own = climbed if kind == "without" else alike(results, ("with",))
+        base = of_rung(own, "rung", LADDER[-1])
+        every = {rung.name: gains(of_rung(own, kind, rung), base) for rung in rungs}
         measured = {name: values for name, values in every.items() if values}
         if not measured:
             continue
@@ -160,13 +163,13 @@ def sentences(results: list[Result]) -> Iterator[str]:
 
 def draw_ladder(figure: Any, results: list[Result]) -> None:
     """Draw the AP of every rung, of lucid-xs without each change, and with each that is off in it, where measured."""
-    base = of_rung(results, "rung", LADDER[-1])
     kinds = (("rung", LADDER, "each rung"), ("without", LADDER[1:], "without"), ("with", BESIDES, "with"))
     drawn = [kind for kind in kinds if any(r.kind == kind[0] for r in results)]
     panels = figure.subplots(1, len(drawn), sharex=True, squeeze=False)[0] if drawn else ()
     for axes, (kind, rungs, title) in zip(panels, drawn, strict=True):
-        values = {rung.name: aps(of_rung(results, kind, rung)) for rung in rungs}
+        own = alike(results, ("with",) if kind == "with" else ("rung", "without"))
+        values = {rung.name: aps(of_rung(own, kind, rung)) for rung in rungs}
         draw_bars(axes, values, "AP")
         axes.set_title(title if kind == "rung" else f"{LUCID_XS.recipe} {title}")
-        if base:
+        if base := of_rung(own, "rung", LADDER[-1]):
             axes.axvline(statistics.fmean(aps(base)), color="tab:orange", linewidth=1)

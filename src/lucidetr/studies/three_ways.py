@@ -108,7 +108,7 @@ def from_checkpoint(file: str) -> dict[str, TrainConfig]:
     card = start.card
     kin = LUCID_XS if card.model.classification == "sigmoid" else DETR_R50
     base = replace(RECIPES.get(card.recipe, kin), weights="")
-    optimiser = replace(base.optimiser, matrices="adamw")  # as trained weights go on; both ways alike
+    optimiser = replace(base.optimiser, matrices="adamw")  # as a whole detector goes on; both ways alike
     fitting = {"model": card.model, "images": card.images, "optimiser": optimiser}
     stem = str(Path(file))  # every run's file has the same name
     return {

@@ -241,7 +241,10 @@ def _name(silent: list[int]) -> str:
 
 
 def place(name: str, ranks: Ranks) -> torch.device:
-    """Return the device of that name for this rank: the GPU of its local number; what cannot be is an InputError."""
+    """Return the device of that name for this rank: the GPU of its local number; what cannot be is an InputError.
+
+    A GPU that is named by its number becomes the process's present one.
+    """
     if ranks.size > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
         if ranks.local >= torch.cuda.device_count():
             raise InputError(
@@ -251,11 +254,11 @@ def place(name: str, ranks: Ranks) -> torch.device:
         torch.cuda.set_device(ranks.local)  # first, so that no rank touches another's
         name = f"cuda:{ranks.local}"
     device = choose_device(name)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # recordings, pinned memory and random numbers are of the present one
     if ranks.size > 1 and (device.type == "mps" or (device.type == "cuda" and device.index != ranks.local)):
         fix = "cuda" if device.type == "cuda" else "cpu"
         raise InputError(f"--device {name} cannot be shared by {ranks.size} ranks: choose --device {fix}")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # recordings and pinned memory are of the process's present one
     return device
 
 

@@ -112,7 +112,7 @@ class Run(Prepared):
         if not self.config.replay:
             return
         if not repeats(self.config, self.device, self.ranks):
-            self.line.say("steps are not replayed: they differ, or there is no GPU (see --help)")
+            self.line.say("steps are not replayed: train --help says what --replay asks for")
             return
         recording = record(self.model, self.config, self.train_set.annotations, self.precision)  # type: ignore[arg-type]
         self.forward = recording or self.forward

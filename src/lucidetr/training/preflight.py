@@ -114,7 +114,7 @@ def expectation(config: TrainConfig, images: int) -> str:
 
     >>> from lucidetr.recipes import recipe
     >>> expectation(recipe("lucid-s"), 205)
-    '205 images from random weights: --weights, or the recipe lucid-s-lite0, would start from more'
+    '205 images from random weights: --weights of a trained detector would start from more'
     """
     if config.weights:
         return f"{images:,} images, from the weights {config.weights}"
@@ -123,7 +123,7 @@ def expectation(config: TrainConfig, images: int) -> str:
             f"{images:,} images from random weights: the paper's design took 118,287 images, 300 epochs and a "
             "pretrained backbone, and AP stays near 0 for long; lucid-s learns faster, so does a start from --weights"
         )
-    advice = ": --weights, or the recipe lucid-s-lite0, would start from more" if images < MANY else ""
+    advice = ": --weights of a trained detector would start from more" if images < MANY else ""
     return f"{images:,} images from random weights{advice}"
 
 
