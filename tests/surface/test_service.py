@@ -72,7 +72,7 @@ def slow_clients():
 
 @pytest.fixture(scope="module")
 def server(run, slow_clients):
-    server = Server(run, *OPTIONS)
+    server = Server(run, *OPTIONS, "--precision", "fp32")  # in which exported files compute
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\n"
     server.slow_body = slow_clients.submit(timed, server, head + b"some", 15.0)
     server.slow_head = slow_clients.submit(timed, server, head[:30], 15.0)
@@ -120,9 +120,9 @@ def compare_three_ways(server, run, bodies, tmp_path):
     (tmp_path / "in").mkdir()
     for i, body in enumerate(bodies):
         (tmp_path / "in" / f"{i:03d}.png").write_bytes(body)
-    lucidetr("predict", run, tmp_path / "in", "--out", tmp_path / "out", "--threshold", "0.0")
+    lucidetr("predict", run, tmp_path / "in", "--out", tmp_path / "out", "--threshold", "0.0", "--precision", "fp32")
     rows = json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"]
-    detector = load(run)
+    detector = load(run, precision="fp32")
     for i, body in enumerate(bodies):
         found = server.predict(body).json()["detections"]
         assert len(found) == recipe("lucid-xs").model.num_queries
