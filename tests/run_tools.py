@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+
 from lucidetr.config import TrainConfig
 from lucidetr.recipes import recipe
+from lucidetr.training import loop
 
 TINY = "generated:digits?size=64&digit=14-24&objects=1-3&train=10&val=4"
 
@@ -17,3 +20,19 @@ def tiny(out, **changes) -> TrainConfig:
     images = replace(config.images, size=64, max_size=64)
     optimiser = replace(config.optimiser, ema=0.2)
     return replace(config, model=model, images=images, optimiser=optimiser, **(base | changes))
+
+
+def train_until_interrupted(config, monkeypatch):
+    """Train, and be interrupted after the fifth step: a run of six that saves three times has then saved the fourth."""
+    step, calls = loop.Run.step, []
+
+    def interrupted(self, parts):
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return step(self, parts)
+
+    monkeypatch.setattr(loop.Run, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config)
+    monkeypatch.setattr(loop.Run, "step", step)

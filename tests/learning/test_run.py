@@ -26,7 +26,7 @@ from lucidetr.training import loop
 from lucidetr.training.checkpoint import load_newest_training, load_tensors
 from lucidetr.training.engine import FAST, Engine
 from lucidetr.training.run_log import read_metrics
-from run_tools import TINY, tiny
+from run_tools import TINY, tiny, train_until_interrupted
 
 from .test_distributed import small_lucid
 from .test_durability import plant, short
@@ -44,18 +44,7 @@ def without_time(lines):
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, monkeypatch, workers):
     whole = loop.train(tiny(tmp_path / "whole", workers=workers))
 
-    step, calls = loop.Run.step, []
-
-    def interrupted(self, parts):
-        if len(calls) == 5:  # after the save at step 4, before the one at step 6
-            raise KeyboardInterrupt
-        calls.append(1)
-        return step(self, parts)
-
-    monkeypatch.setattr(loop.Run, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(tiny(tmp_path / "cut", workers=workers))
-    monkeypatch.setattr(loop.Run, "step", step)
+    train_until_interrupted(tiny(tmp_path / "cut", workers=workers), monkeypatch)
     cut = loop.train(tiny(tmp_path / "cut", workers=workers, resume=True))
 
     a, b = newest_state(whole), newest_state(cut)

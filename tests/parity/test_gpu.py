@@ -26,7 +26,7 @@ from lucidetr.training.optimiser import build_optimiser
 from lucidetr.training.precision import autocast, choose_precision
 from lucidetr.training.replay import record
 from lucidetr.training.run_log import read_metrics
-from run_tools import tiny
+from run_tools import tiny, train_until_interrupted
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 DATA = "generated:digits?size=64&digit=14-24&objects=1-3&train=12&val=4"
@@ -111,18 +111,7 @@ def replayed_run(out, **changes):
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch, build, workers):
     known = {"device": "cuda", "precision": "fp64", "workers": workers}
     whole = loop.train(build(tmp_path / "whole", **known))
-    step, calls = loop.Run.step, []
-
-    def interrupted(self, parts):
-        if len(calls) == 5:  # after the save at step 4, before the one at step 6
-            raise KeyboardInterrupt
-        calls.append(1)
-        return step(self, parts)
-
-    monkeypatch.setattr(loop.Run, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(build(tmp_path / "cut", **known))
-    monkeypatch.setattr(loop.Run, "step", step)
+    train_until_interrupted(build(tmp_path / "cut", **known), monkeypatch)
     cut = loop.train(build(tmp_path / "cut", resume=True, **known))
     a, b = (load_newest_training(run / "checkpoints")[0] for run in (whole, cut))
     assert a.keys() == b.keys()

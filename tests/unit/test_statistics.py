@@ -26,7 +26,7 @@ from lucidetr.training.statistics import (
     silent_share,
     updates,
 )
-from run_tools import tiny
+from run_tools import tiny, train_until_interrupted
 
 
 def batch_of(counts, boxes=None, labels=None, ids=None):
@@ -290,18 +290,7 @@ def test_a_run_writes_what_is_promised(whole):
 
 
 def test_a_resumed_run_has_the_lines_of_an_uninterrupted_one(tmp_path, monkeypatch, whole):
-    step, calls = loop.Run.step, []
-
-    def interrupted(self, parts):
-        if len(calls) == 5:  # after the save at step 4, before the one at step 6
-            raise KeyboardInterrupt
-        calls.append(1)
-        return step(self, parts)
-
-    monkeypatch.setattr(loop.Run, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train(tiny(tmp_path / "cut", statistics=6))
-    monkeypatch.setattr(loop.Run, "step", step)
+    train_until_interrupted(tiny(tmp_path / "cut", statistics=6), monkeypatch)
     with open(tmp_path / "cut" / "statistics.jsonl", "a") as file:
         file.write('{"step": 6, "te')
     cut = loop.train(tiny(tmp_path / "cut", statistics=6, resume=True))
