@@ -79,6 +79,10 @@ class Predictions:
     logits: Float[Tensor, "layer batch query category"]
     boxes_cxcywh: Float[Tensor, "layer batch query 4"]
 
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Return logits and boxes as they are: all that a compiled or recorded graph may hand out."""
+        return self.logits, self.boxes_cxcywh
+
     def in_full_precision(self) -> "Predictions":
         """Return the same values in float32, or in float64 where they are that already."""
         dtype = torch.promote_types(self.logits.dtype, torch.float32)

@@ -112,7 +112,7 @@ def counted(two, monkeypatch):
 
     def run_one(kind, name, config):
         asked.append((kind, name, config.seed))
-        lengths = {"minutes": config.minutes, "data": config.data}
+        lengths = {"minutes": config.minutes, "data": config.data, "side": config.images.size, "clock": config.clock}
         return result(kind=kind, name=name, seed=config.seed, **lengths, config=fingerprint(config))
 
     monkeypatch.setattr(ladder, "run_one", run_one)

@@ -29,7 +29,7 @@ PLAN = Plan(minutes=2.0, seeds=2)
 def result(kind, name, seed=0, **values):
     base = {"minutes": 2.0, "threads": 1, "data": experiment.DATA, "ap": 0.5, "ap50": 0.6, "steps": 10}
     base |= {"images_per_second": 20.0, "precision": "fp32", "commit": "abc", "machine": "m"}
-    base |= {"config": fingerprint(DETR_XS)}
+    base |= {"config": fingerprint(DETR_XS), "side": DETR_XS.images.size, "clock": "wall"}
     return Result(kind, name, seed, **(base | {"numbers": {"seconds": 8.0, "loss": 3.0}} | values))
 
 
@@ -38,7 +38,7 @@ def made_up(aps):
 
     def run(kind, name, config, *rest):
         lengths = {"minutes": config.minutes, "steps": config.steps or 10, "data": config.data}
-        lengths |= {"config": fingerprint(config)}
+        lengths |= {"config": fingerprint(config), "side": config.images.size, "clock": config.clock}
         return result(kind, name, config.seed, ap=aps.get(name, 0.5) + 0.01 * config.seed, **lengths)
 
     return run

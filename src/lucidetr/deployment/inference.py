@@ -52,7 +52,7 @@ class Compiled(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.compute = torch.compile(lambda images, padding: flat(model(images, padding)))
+        self.compute = torch.compile(lambda images, padding: model(images, padding).tensors())
 
     @torch.no_grad()
     def forward(self, images: Tensor, padding: Tensor) -> Predictions:
@@ -63,11 +63,6 @@ class Compiled(nn.Module):
         with config.patch(freezing=images.device.type == "cpu"):
             logits, boxes_cxcywh = self.compute(images, padding)
         return Predictions(logits=logits, boxes_cxcywh=boxes_cxcywh)
-
-
-def flat(predictions: Predictions) -> tuple[Tensor, Tensor]:
-    """Return the tensors of predictions, which is all that a compiled graph may hand out."""
-    return predictions.logits, predictions.boxes_cxcywh
 
 
 def build_engine(name: str) -> Callable[[nn.Module], nn.Module]:

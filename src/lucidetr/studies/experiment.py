@@ -126,11 +126,9 @@ def is_of(result: Result, kind: str, name: str, config: TrainConfig) -> bool:
     """Say whether a result is that of this contender, at that length."""
     if (result.kind, result.name, result.seed, result.data) != (kind, name, config.seed, config.data):
         return False
-    if result.config != fingerprint(config):
+    if (result.config, result.side) != (fingerprint(config), config.images.size):
         return False
-    if result.side and result.side != config.images.size:  # files from before sides were kept say nothing of them
-        return False
-    if result.clock and not config.steps and result.clock != config.clock:
+    if not config.steps and result.clock != config.clock:
         return False
     whole = not config.steps or result.steps == config.steps or "diverged" in result.numbers
     return result.minutes == config.minutes and whole

@@ -64,8 +64,7 @@ class Flat(nn.Module):
     def forward(self, images: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and boxes of every layer."""
         with torch.autocast("cuda", torch.bfloat16, enabled=self.rounds, cache_enabled=False):
-            predictions = self.model(images, padding)
-        return predictions.logits, predictions.boxes_cxcywh
+            return self.model(images, padding).tensors()
 
 
 def record(model: DETR, config: TrainConfig, annotations: Annotations, precision: str) -> Replayed | None:
