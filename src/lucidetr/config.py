@@ -103,6 +103,9 @@ class ModelConfig:
     """absolute: each layer says a whole box (the paper). relative: it moves the query's first box, in units of its
     size. refined: it moves the box of the layer before. refined_twice: the same, and each layer also learns from the
     next layer's box."""
+    teach_tokens: bool = False
+    """In training, let every token say a class and a box, and not only those that are selected; each object teaches
+    loss.tokens_per_object of them (one to many: Jia et al. 2023; Zong et al. 2023)."""
     box_bias: Literal["none", "gaussian", "rpb"] = "none"
     """What cross-attention knows of a query's box: nothing (the paper), a bell around learned points of it for each
     head, or a learned function of the distances to its four sides. Attention stays dense either way."""
@@ -111,15 +114,8 @@ class ModelConfig:
     dropout: float = 0.1
 
     def __post_init__(self):
-        at_least_one = (
-            "num_classes",
-            "d_model",
-            "num_heads",
-            "head_dim",
-            "decoder_layers",
-            "num_queries",
-            "query_groups",
-        )
+        at_least_one = ("num_classes", "d_model", "num_heads", "head_dim")
+        at_least_one += ("decoder_layers", "num_queries", "query_groups")
         ranges: dict[str, tuple[float, float]] = dict.fromkeys((*at_least_one, "position_table"), (1, HUGE))
         ranges |= dict.fromkeys(("encoder_layers", "feed_forward"), (0, HUGE))
         check_ranges(self, "model.", ranges | {"dropout": (0, 0.99), "denoising": (0, 1)})
@@ -145,6 +141,8 @@ class ModelConfig:
             raise InputError("model.denoising needs queries that start from a box: anchors, selected")
         if self.queries == "selected" and self.classification == "softmax":
             raise InputError("model.queries = selected needs model.classification sigmoid: tokens are ranked by it")
+        if self.teach_tokens and self.queries != "selected":
+            raise InputError(f"model.teach_tokens needs queries that are tokens: selected, not {self.queries}")
 
 
 @dataclass(frozen=True)
@@ -163,10 +161,14 @@ class LossConfig:
     weight_giou: float = 2.0
     no_object: float = 0.1
     """Weight of the no-object class in the log-likelihood."""
+    tokens_per_object: int = 4
+    """How many tokens each object teaches where model.teach_tokens is on."""
+    weight_tokens: float = 4.0
+    """Weight of what they say, all terms together, beside a decoder layer's."""
 
     def __post_init__(self):
         weights = [f.name for f in dataclasses.fields(self) if f.type is float]
-        check_ranges(self, "loss.", dict.fromkeys(weights, (0, HUGE)))
+        check_ranges(self, "loss.", dict.fromkeys(weights, (0, HUGE)) | {"tokens_per_object": (1, HUGE)})
 
 
 @dataclass(frozen=True)

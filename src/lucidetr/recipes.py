@@ -82,6 +82,7 @@ LUCID_XS = TrainConfig(
         fused=(8,),
         num_queries=25,
         queries="selected",
+        teach_tokens=True,
         boxes="refined_twice",
         box_bias="gaussian",
         dropout=0.0,
@@ -212,17 +213,22 @@ LADDER = (
         "sigmoid",
         "a sigmoid for each class and focal loss, no slot for no object",
         {"model.classification": "sigmoid", "loss.classification": "focal", "loss.cost_class": 2.0},
-        carries=("selected", "mal"),
+        carries=("selected", "mal", "taught"),
     ),
     Rung(
         "anchors",
         "queries start from learned boxes, which the layers move",
         {"model.queries": "anchors", "model.boxes": "relative"},
-        carries=("refined", "twice", "selected", "bell"),
+        carries=("refined", "twice", "selected", "bell", "taught"),
     ),
     Rung("refined", "each layer moves the box of the layer before", {"model.boxes": "refined"}, carries=("twice",)),
     Rung("twice", "a layer learns from the next one's box, too", {"model.boxes": "refined_twice"}),
-    Rung("selected", "queries start from the tokens that look most like objects", {"model.queries": "selected"}),
+    Rung(
+        "selected",
+        "queries start from the tokens that look most like objects",
+        {"model.queries": "selected"},
+        carries=("taught",),
+    ),
     Rung("mal", "the score of a match shall be its overlap", {"loss.classification": "mal"}),
     Rung("boxes-first", "classes weigh half of what they weigh in the paper", {"loss.weight_class": 0.5}),
     Rung("bell", "cross-attention knows the box: a bell for each head", {"model.box_bias": "gaussian"}),
@@ -231,6 +237,7 @@ LADDER = (
     Rung("xavier", "every matrix and kernel starts by Xavier's rule", {"model.initialisation": "xavier"}),
     Rung("quiet", "residual branches of the transformer start at zero", {"model.residual_start": "zero"}),
     Rung("muon", "matrices and kernels step along orthogonal matrices", {"optimiser.matrices": "muon"}),
+    Rung("taught", "every token learns, too: each object teaches four of them", {"model.teach_tokens": True}),
 )
 
 # What else the literature offers, off in every recipe: each is measured on top of lucid-xs

@@ -3,7 +3,7 @@
 Axis names mean the same everywhere and are listed in docs/shapes.md.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,26 +73,36 @@ class Predictions:
     """Hold what the heads say after every decoder layer; the last layer is the answer, the others are supervised.
 
     Proposals that the queries started from are a layer of their own, the first. `logits` of a softmax end with the
-    slot for no object; those of sigmoids have none. `boxes_cxcywh` are fractions of the unpadded image.
+    slot for no object; those of sigmoids have none. `boxes_cxcywh` are fractions of the unpadded image. `tokens` is
+    what every token of the memory says beside them in training, if it is asked, as one layer for each group of queries.
     """
 
     logits: Float[Tensor, "layer batch query category"]
     boxes_cxcywh: Float[Tensor, "layer batch query 4"]
+    tokens: "Predictions | None" = None
 
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """Return logits and boxes as they are: all that a compiled or recorded graph may hand out."""
-        return self.logits, self.boxes_cxcywh
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> "Predictions":
+        """Return the predictions whose tensors these are."""
+        logits, boxes_cxcywh, *rest = tensors
+        return cls(logits=logits, boxes_cxcywh=boxes_cxcywh, tokens=cls.of(rest) if rest else None)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return logits and boxes, and those of the tokens: all that a compiled or recorded graph may hand out."""
+        return (self.logits, self.boxes_cxcywh, *(self.tokens.tensors() if self.tokens else ()))
 
     def in_full_precision(self) -> "Predictions":
         """Return the same values in float32, or in float64 where they are that already."""
         dtype = torch.promote_types(self.logits.dtype, torch.float32)
-        return Predictions(logits=self.logits.to(dtype), boxes_cxcywh=self.boxes_cxcywh.to(dtype))
+        return Predictions.of([each.to(dtype) for each in self.tensors()])
 
     def after(self, earlier: "Predictions") -> "Predictions":
-        """Return both, the layers of `earlier` first."""
+        """Return both, the layers of `earlier` first; of what tokens say, too."""
+        tokens = self.tokens.after(earlier.tokens) if self.tokens and earlier.tokens else self.tokens or earlier.tokens
         return Predictions(
             logits=torch.cat([earlier.logits, self.logits]),
             boxes_cxcywh=torch.cat([earlier.boxes_cxcywh, self.boxes_cxcywh]),
+            tokens=tokens,
         )
 
     def groups_as_layers(self, groups: int) -> "Predictions":
@@ -104,7 +114,7 @@ class Predictions:
             return self
         values = (self.logits, self.boxes_cxcywh)
         logits, boxes = (x.unflatten(2, (groups, -1)).movedim(2, 1).flatten(0, 1) for x in values)
-        return Predictions(logits=logits, boxes_cxcywh=boxes)
+        return Predictions(logits=logits, boxes_cxcywh=boxes, tokens=self.tokens)
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,6 +67,7 @@ def choices(draw) -> dict:
         "boxes": draw(st.sampled_from(["relative", "refined", "refined_twice"])) if from_a_box else "absolute",
         "box_bias": draw(st.sampled_from(["gaussian", "rpb", "none"])) if from_a_box else "none",
         "denoising": draw(st.sampled_from([0.0, 0.4])) if from_a_box else 0.0,
+        "teach_tokens": draw(st.booleans()) if queries == "selected" else False,
     }
 
 
@@ -146,7 +147,12 @@ def loss_configs(classification: str = "softmax"):
     """Draw every weight by itself, so that no two can be mistaken for each other, and a loss that fits."""
     weight = st.floats(0.1, 5.0)
     return st.builds(
-        LossConfig, st.sampled_from(FITTING[classification]), *[weight] * 6, no_object=st.floats(0.05, 1.0)
+        LossConfig,
+        st.sampled_from(FITTING[classification]),
+        *[weight] * 6,
+        no_object=st.floats(0.05, 1.0),
+        tokens_per_object=st.integers(1, 5),
+        weight_tokens=weight,
     )
 
 

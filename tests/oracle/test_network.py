@@ -97,6 +97,10 @@ KINDS = {
     "groups of selected queries, bells, heads of their own": replace(
         SELECTED, box_bias="gaussian", query_groups=2, shared_heads=False, boxes="refined"
     ),
+    "selected, tokens taught, batch norm": replace(
+        SELECTED, backbone=CONVNET.backbone, fused=(8,), box_bias="gaussian", teach_tokens=True
+    ),
+    "groups of selected queries, tokens taught": replace(SELECTED, query_groups=2, teach_tokens=True),
     "anchors and hints, bells": replace(ANCHORS, box_bias="gaussian", boxes="refined", denoising=0.4),
     "no residual in the decoder": replace(SMALL, decoder_block="no_residual"),
     "no residual, anchors, refined, bells": replace(
@@ -136,14 +140,15 @@ KINDS = {
         query_groups=3,
         denoising=0.4,
         shared_heads=False,
+        teach_tokens=True,
     ),
 }
 KINDS_AND_MODES = [(kind, mode) for kind in KINDS for mode in ("predicting", "training")]
-# Only batch norm, groups and hints differ between the two modes where dropout is 0.
+# Only batch norm, groups, hints and taught tokens differ between the two modes where dropout is 0.
 KINDS_AND_MODES = [
     (kind, mode)
     for kind, mode in KINDS_AND_MODES
-    if mode == "predicting" or any(word in kind for word in ("batch norm", "groups", "hints"))
+    if mode == "predicting" or any(word in kind for word in ("batch norm", "groups", "hints", "taught"))
 ]
 # These two cannot be compared to 1e-5 in float32. Statistics measured over a few cells divide by small numbers, layer
 # after layer: in float64, rounding no more than the parameters to float32 moves their gradients by 2e-5 to 5e-5
@@ -157,9 +162,10 @@ def place(losses) -> tuple[torch.Tensor, ...]:
 
 
 def unseen(name: str, config: ModelConfig, training: bool) -> bool:
-    """Return whether a tensor belongs to queries that only learn."""
+    """Return whether a tensor belongs to queries or heads that only learn."""
     groups = [] if training or config.query_groups == 1 else range(1, config.query_groups)
-    return any(name.startswith(f"queries.{group}.") for group in groups) or (not training and "hints." in name)
+    others = any(name.startswith(f"queries.{group}.") for group in groups)
+    return others or (not training and ("hints." in name or ".taught_" in name))
 
 
 def first_look(state: dict, case: Case, batch, training: bool) -> int:
@@ -205,7 +211,7 @@ def check(case: Case, dtype: torch.dtype, training: bool) -> None:
         cost = matching_cost(fast, batch, case.loss)
         agree(cost[place(fast_losses)].sum(), cost[place(slow_losses)].sum(), "cost of the matching")
         reject()
-    for term in ("total", "classification", "l1", "giou"):
+    for term in ("total", "classification", "l1", "giou", "tokens"):
         agree(getattr(fast_losses, term), getattr(slow_losses, term), term)
 
     fast_losses.total.backward()

@@ -26,6 +26,7 @@ def check(predictions: Predictions, batch: Batch, norm: fast.Normalisers, config
     slow = engine.loss(predictions, batch, norm, config)
     assert pairs(quick.assignment) == pairs(slow.assignment)
     leaves = (predictions.logits, predictions.boxes_cxcywh)
+    agree(quick.tokens, slow.tokens, "tokens")
     for term in TERMS:
         agree(getattr(quick, term), getattr(slow, term), term)
         at_quick = torch.autograd.grad(getattr(quick, term).sum(), leaves, retain_graph=True, allow_unused=True)
@@ -74,6 +75,46 @@ def test_the_quality_is_no_way_to_cheat(way):
     losses = reference.set_loss(predictions, batch, reference.normalisers((3,), 5, LossConfig(way)), LossConfig(way))
     (gradient,) = torch.autograd.grad(losses.classification.sum(), predictions.boxes_cxcywh)
     assert gradient.abs().max() == 0
+
+
+@examples(30)
+@given(
+    counts=st.lists(st.integers(0, 4), min_size=1, max_size=3).map(tuple),
+    tokens=st.integers(1, 30),
+    times=st.integers(1, 5),
+    layers=st.integers(1, 2),
+    config=loss_configs("sigmoid"),
+    seed=st.integers(0, 2**16),
+)
+def test_each_object_teaches_several_tokens(counts, tokens, times, layers, config, seed):
+    """Also where there are fewer tokens than objects ask for, and where two objects want the same."""
+    config = replace(config, tokens_per_object=times)
+    all_say = random_predictions(layers, len(counts), tokens, 3, seed + 1)
+    predictions = replace(random_predictions(2, len(counts), 5, 3, seed), tokens=all_say)
+    batch, norm = batch_of(counts, 3, seed), fast.normalisers(counts, 5, config)
+    check(predictions, batch, norm, config)
+    quick, slow = (
+        torch.autograd.grad(loss(predictions, batch, norm, config).total, (all_say.logits, all_say.boxes_cxcywh))
+        for loss in (fast.set_loss, engine.loss)
+    )
+    for name, one, other in zip(("logits", "boxes"), quick, slow, strict=True):
+        agree(one, other, f"gradient at the tokens' {name}")
+
+
+def test_an_object_teaches_as_many_tokens_as_it_is_asked_to():
+    config = LossConfig("mal", tokens_per_object=3)
+    all_say, batch = random_predictions(1, 2, 20, 3, seed=1), batch_of((2, 1), 3, seed=1)
+    with torch.no_grad():  # half of the tokens lie at the first object, half at the second
+        batch.boxes_cxcywh[:, :, 2:] = 0.1
+        batch.boxes_cxcywh[:, :, :2] = torch.tensor([[0.2, 0.2], [0.8, 0.8]]).expand_as(batch.boxes_cxcywh[:, :, :2])
+        all_say.boxes_cxcywh.mul_(0.01).add_(batch.boxes_cxcywh.repeat(1, 10, 1))
+    predictions = replace(random_predictions(1, 2, 5, 3, seed=2), tokens=all_say)
+    losses = fast.set_loss(predictions, batch, fast.normalisers((2, 1), 5, config), config)
+    (at_boxes,) = torch.autograd.grad(losses.total, all_say.boxes_cxcywh)
+    assert at_boxes[0].ne(0).any(-1).sum(-1).tolist() == [6, 3]
+    alone = fast.set_loss(replace(predictions, tokens=None), batch, fast.normalisers((2, 1), 5, config), config)
+    assert alone.tokens == 0
+    agree(losses.total, alone.total + losses.tokens, "total")
 
 
 def test_groups_are_the_mean_of_their_losses():

@@ -111,7 +111,8 @@ def test_frozen_parts_are_in_no_group_and_backbone_matrices_have_the_backbones_r
 def test_matrices_lead_from_features_to_features(backbone, queries):
     """Twenty classes are as many outputs as some layers have; an embedding is a matrix in shape alone."""
     config = recipe("lucid-xs").model
-    config = replace(config, backbone=backbone, queries=queries, num_classes=20)
+    taught = queries == "selected"
+    config = replace(config, backbone=backbone, queries=queries, teach_tokens=taught, num_classes=20)
     model = DETR(replace(config, denoising=0.4))
     found = matrices_of(model)
     assert {"decoder.layers.2.cross_attention.value.weight", "heads.box.layers.0.weight", "projection.weight"} < {

@@ -68,6 +68,24 @@ def match(predictions: Predictions, batch: Batch, config: LossConfig) -> Assignm
     return Assignment(**{f.name: column for f, column in zip(fields(Assignment), columns, strict=True)})
 
 
+@torch.no_grad()
+def choose(predictions: Predictions, batch: Batch, config: LossConfig) -> Assignment:
+    """Return for every object the `tokens_per_object` queries of every layer that cost least; two objects may want one.
+
+    Then the cheaper pair stays, and the other object teaches one query fewer. Unlike the optimal matching it needs no
+    more than sorting, which a GPU does by itself, and tokens are many.
+    """
+    cost = matching_cost(predictions, batch, config)
+    none = torch.arange(cost.shape[-1], device=cost.device) >= batch.counts.to(cost.device)[:, None]
+    cost = cost.masked_fill(none[None, :, None], torch.inf)
+    cheapest = cost.topk(min(config.tokens_per_object, cost.shape[2]), dim=2, largest=False).indices
+    wanted = torch.zeros_like(cost, dtype=torch.bool).scatter(2, cheapest, True) & ~none[None, :, None]
+    layer, image, query = wanted.any(-1).nonzero().unbind(1)
+    costs = cost.masked_fill(~wanted, torch.inf)[layer, image, query]
+    thing = costs.argmin(-1) if len(costs) else layer  # a batch without objects has no column to look at
+    return Assignment(layer=layer, image=image, query=query, object=thing)
+
+
 def _blame(predictions: Predictions, batch: Batch, image: int) -> str:
     """Name the part of the cost that is not finite."""
     parts = {

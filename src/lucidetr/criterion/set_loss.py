@@ -1,7 +1,7 @@
 """The set loss: what training minimises, once the matching is known (DETR, section 3.1, equation 2, and A.2)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from torch import Tensor
 from lucidetr.boxes import cxcywh_to_xyxy, giou, iou
 from lucidetr.config import LossConfig
 from lucidetr.criterion.classification import classification_loss
-from lucidetr.criterion.matcher import match
+from lucidetr.criterion.matcher import choose, match
 from lucidetr.structures import Assignment, Batch, Predictions
 
 NOTHING = -1  # the label of a query without an object
@@ -26,12 +26,16 @@ class Normalisers:
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """Hold the number to minimise and the terms it is made of, one value for each decoder layer."""
+    """Hold the number to minimise and the terms it is made of, one value for each decoder layer.
+
+    `tokens` is what the tokens add to it where they are taught, 0 elsewhere.
+    """
 
     total: Float[Tensor, ""]
     classification: Float[Tensor, " layer"]
     l1: Float[Tensor, " layer"]
     giou: Float[Tensor, " layer"]
+    tokens: Float[Tensor, ""]
     assignment: Assignment
 
 
@@ -55,11 +59,22 @@ def normalisers(counts: Iterable[int], num_queries: int, config: LossConfig, gro
 def set_loss(predictions: Predictions, batch: Batch, norm: Normalisers, config: LossConfig) -> Losses:
     """Return the weighted sum of all terms over all decoder layers, each layer with its own matching.
 
-    Computed in float32 at least, whatever the model's precision.
+    Tokens that are taught are judged as queries are, each object by several of them. Computed in float32 at least,
+    whatever the model's precision.
     """
     predictions = predictions.in_full_precision()
-    assignment = match(predictions, batch, config)
-    a = assignment
+    losses = judge(predictions, batch, match(predictions, batch, config), norm, config)
+    if predictions.tokens is None:
+        return losses
+    times = config.tokens_per_object
+    norm = Normalisers(objects=times * norm.objects, class_weight=times * norm.class_weight)
+    said = judge(predictions.tokens, batch, choose(predictions.tokens, batch, config), norm, config)
+    tokens = config.weight_tokens * said.total
+    return replace(losses, total=losses.total + tokens, tokens=tokens)
+
+
+def judge(predictions: Predictions, batch: Batch, a: Assignment, norm: Normalisers, config: LossConfig) -> Losses:
+    """Return the weighted sum of all terms over all layers, given which query answers for which object."""
     logits, boxes = predictions.logits, predictions.boxes_cxcywh
     layers = len(logits)
 
@@ -78,4 +93,4 @@ def set_loss(predictions: Predictions, batch: Batch, norm: Normalisers, config: 
     classification = losses.flatten(1).sum(1) / norm.class_weight
 
     total = (config.weight_class * classification + config.weight_l1 * l1 + config.weight_giou * overlap).sum()
-    return Losses(total=total, classification=classification, l1=l1, giou=overlap, assignment=assignment)
+    return Losses(total, classification, l1, overlap, tokens=total.new_zeros(()), assignment=a)

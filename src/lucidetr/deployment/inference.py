@@ -61,8 +61,7 @@ class Compiled(nn.Module):
 
         # constants are laid out for the processor's matrix units once; a GPU has no use for it
         with config.patch(freezing=images.device.type == "cpu"):
-            logits, boxes_cxcywh = self.compute(images, padding)
-        return Predictions(logits=logits, boxes_cxcywh=boxes_cxcywh)
+            return Predictions.of(self.compute(images, padding))
 
 
 def build_engine(name: str) -> Callable[[nn.Module], nn.Module]:

@@ -13,7 +13,13 @@ from lucidetr.layers.feed_forward import FeedForward
 from lucidetr.models.backbones import BasicBlock, Bottleneck
 from lucidetr.models.efficientnet import InvertedBottleneck
 from lucidetr.models.heads import Heads
-from lucidetr.models.queries import AnchorQueries, ContentQueries, HintQueries, LearnedQueries, SelectedQueries
+from lucidetr.models.queries import (
+    AnchorQueries,
+    ContentQueries,
+    HintQueries,
+    LearnedQueries,
+    SelectedQueries,
+)
 
 SMALL = 0.02  # the deviation of BERT's weights (Devlin et al. 2019); here the half width of a range
 
@@ -66,6 +72,8 @@ def meant(model: nn.Module, config: ModelConfig) -> tuple[set[nn.Module], set[nn
         if isinstance(part, (Heads, SelectedQueries)):
             if config.classification == "sigmoid":
                 rare.add(part.category)
+            if isinstance(part, SelectedQueries) and part.taught_category is not None:
+                rare.add(part.taught_category)
             if config.boxes != "absolute":
                 settled.add(part.box.output)
         elif isinstance(part, GaussianBias):

@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lucidetr.config import ModelConfig
@@ -15,11 +15,15 @@ from lucidetr.structures import Hints, Predictions
 
 ANCHOR_SIDE = 0.2  # of the picture: the box of a token before anything is learned
 SMALLEST_START = 0.01
+SILENT = -50.0  # a logit so low that matching takes any other token first
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Hold what the decoder starts from: content, a position (the paper) or a box, and the proposals, if any."""
+    """Hold what the decoder starts from: content, a position (the paper) or a box, and the proposals, if any.
+
+    Proposals hold what all other tokens said, too, where those are taught.
+    """
 
     content: Float[Tensor, "batch query d_model"]
     position: Float[Tensor, "batch query d_model"] | None = None
@@ -75,6 +79,10 @@ class SelectedQueries(nn.Module):
 
     These proposals are matched and supervised like a decoder layer's predictions, and so the ranking is learned.
     The decoder gets the boxes without gradient, the content with it.
+
+    With `teach_tokens`, every token says a class and a box in training, and each object teaches several of them (one to
+    many: Jia et al. 2023; Zong et al. 2023). The class has weights of its own: those that select go on learning one to
+    one, or the best tokens would all be of the same object.
     """
 
     def __init__(self, config: ModelConfig):
@@ -87,6 +95,9 @@ class SelectedQueries(nn.Module):
         self.box = TwoLayers(config.d_model, config.d_model, 4)  # by how much a token would move its anchor
         nn.init.zeros_(self.box.output.weight)
         nn.init.zeros_(self.box.output.bias)
+        self.taught_category = nn.Linear(config.d_model, config.num_classes) if config.teach_tokens else None
+        if self.taught_category is not None:
+            nn.init.constant_(self.taught_category.bias, PRIOR_BIAS)
 
     def forward(self, memory: Memory) -> Start:
         """Return the best tokens' content and boxes, best first, and the proposals; fewer if there are fewer tokens."""
@@ -97,12 +108,28 @@ class SelectedQueries(nn.Module):
             score = logits.amax(-1).masked_fill(memory.padding, -torch.inf)
             enough = tokens.shape[1] >= self.num_queries  # not min(): so an exported graph has a fixed number
             chosen = score.topk(self.num_queries if enough else tokens.shape[1], dim=1).indices
-            content, logits, centres = (pick(each, chosen) for each in (tokens, logits, memory.grid.centres()))
+            centres = memory.grid.centres()
             anchors = torch.cat([centres, torch.full_like(centres, ANCHOR_SIDE)], dim=-1)
+            all_say = self.of_all(tokens, anchors, memory.padding) if self.training else None
+            content, logits, anchors = (pick(each, chosen) for each in (tokens, logits, anchors))
             boxes = move(anchors, self.box(content))
         centre, size = boxes.detach().split(2, dim=-1)
         start = torch.cat([centre.clamp(0, 1), size.clamp(SMALLEST_START, 1.0)], dim=-1)
-        return Start(content, boxes_cxcywh=start, proposals=Predictions(logits=logits[None], boxes_cxcywh=boxes[None]))
+        proposals = Predictions(logits=logits[None], boxes_cxcywh=boxes[None], tokens=all_say)
+        return Start(content, boxes_cxcywh=start, proposals=proposals)
+
+    def of_all(
+        self,
+        tokens: Float[Tensor, "batch token d_model"],
+        anchors: Float[Tensor, "batch token 4"],
+        padding: Bool[Tensor, "batch token"],
+    ) -> Predictions | None:
+        """Return what all tokens say, as one layer, if they are taught; padding says nothing, and learns nothing."""
+        if self.taught_category is None:
+            return None
+        logits = self.taught_category(tokens).masked_fill(padding[..., None], SILENT)
+        boxes = move(anchors, self.box(tokens)).masked_fill(padding[..., None], 0.0)
+        return Predictions(logits=logits[None], boxes_cxcywh=boxes[None])
 
 
 def pick(values: Float[Tensor, "batch token channel"], chosen: Tensor) -> Float[Tensor, "batch query channel"]:

@@ -63,7 +63,7 @@ PARTS = (
     (rf"encoder\.{LAYER}feed_forward\..*", "encoder, feed-forward"),
     (rf"encoder\.(?:{LAYER})?.*norm\..*", "encoder, norms"),
     (r"fusion\..*", "fused map"),
-    (r"queries\.(?:\d+\.)?(?:(?P<inner>category|box)\.)?.*", "queries"),
+    (r"queries\.(?:\d+\.)?(?:(?P<inner>category|taught_category|box)\.)?.*", "queries"),
     (r"hints\..*", "hints"),
     (rf"decoder\.{LAYER}self_attention\.{MATRIX}", "decoder, self-attention"),
     (rf"decoder\.{LAYER}cross_attention\.{MATRIX}", "decoder, cross-attention"),
@@ -74,7 +74,11 @@ PARTS = (
     (r"heads\.(?:(?P<layer>\d+)\.)?category\..*", "class head"),
     (r"heads\.(?:(?P<layer>\d+)\.)?box\..*", "box head"),
 )
-INNER = {"category": "class head", "box": "box head"}  # of the proposals; an attention's matrices keep their own names
+INNER = {  # of the proposals; an attention's matrices keep their own names
+    "category": "class head",
+    "taught_category": "class head of all tokens",
+    "box": "box head",
+}
 
 
 def part_of(name: str) -> tuple[int, str, str]:

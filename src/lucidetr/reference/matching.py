@@ -153,3 +153,38 @@ def match(predictions: Predictions, batch: Batch, config: LossConfig) -> Assignm
             found += [(layer, image, query, thing) for query, thing in hungarian_matching(cost.tolist())]
     table = torch.tensor(found, dtype=torch.long, device=predictions.logits.device).reshape(-1, 4)
     return Assignment(layer=table[:, 0], image=table[:, 1], query=table[:, 2], object=table[:, 3])
+
+
+@torch.no_grad()
+def choose(predictions: Predictions, batch: Batch, config: LossConfig) -> Assignment:
+    """Return for every object the few queries that cost least, in every layer: one to many, for learning alone.
+
+    A query that two objects want goes to the one that it costs less to answer for.
+    """
+    found: list[tuple[int, int, int, int]] = []
+    for layer in range(len(predictions.logits)):
+        for image, count in enumerate(batch.counts.tolist()):
+            cost = pair_costs(
+                predictions.logits[layer, image],
+                predictions.boxes_cxcywh[layer, image],
+                batch.labels[image, :count],
+                batch.boxes_cxcywh[image, :count],
+                config,
+            ).tolist()
+            found += [(layer, image, query, thing) for query, thing in cheapest(cost, count, config.tokens_per_object)]
+    table = torch.tensor(found, dtype=torch.long, device=predictions.logits.device).reshape(-1, 4)
+    return Assignment(layer=table[:, 0], image=table[:, 1], query=table[:, 2], object=table[:, 3])
+
+
+def cheapest(cost: list[list[float]], columns: int, most: int) -> list[Pair]:
+    """Return the pairs (row, column) of each column's cheapest rows; a row keeps the cheapest column that wants it.
+
+    >>> cheapest([[1.0, 9.0], [2.0, 8.0], [3.0, 0.5]], columns=2, most=2)  # both want row 1, which is cheaper for 0
+    [(0, 0), (1, 0), (2, 1)]
+    """
+    wanted: dict[int, int] = {}
+    for column in range(columns):
+        for row in sorted(range(len(cost)), key=lambda each: cost[each][column])[:most]:
+            if row not in wanted or cost[row][column] < cost[row][wanted[row]]:
+                wanted[row] = column
+    return sorted(wanted.items())

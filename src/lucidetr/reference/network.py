@@ -1,6 +1,7 @@
 """The whole network: images in, a set of boxes and classes out (DETR, section 3.2 and figure 2)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -77,7 +78,9 @@ def predictions_of(
         predictions = moved_boxes(here, start, start.boxes_cxcywh, memory)
     predictions = groups_as_layers(predictions, start.groups)
     if own.proposals is not None:
-        predictions = stacked(groups_as_layers(own.proposals, own.groups), predictions)
+        predictions = replace(
+            stacked(groups_as_layers(own.proposals, own.groups), predictions), tokens=own.proposals.tokens
+        )
     return predictions
 
 

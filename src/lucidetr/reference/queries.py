@@ -19,6 +19,7 @@ from lucidetr.structures import Hints, Predictions
 
 ANCHOR_SIDE = 0.2  # a token's guess starts from a fifth of the picture
 SMALLEST_SIDE = 0.01  # of a start box: moves are in units of its sides
+SILENT = -50.0  # the logit of a token that is padding, so that any other is matched before it
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +83,21 @@ def side_by_side(starts: list[Start]) -> Start:
         proposals=Predictions(
             logits=torch.cat([said.logits for said in proposals], dim=-2),
             boxes_cxcywh=torch.cat([said.boxes_cxcywh for said in proposals], dim=-2),
+            tokens=all_layers([said.tokens for said in proposals if said.tokens is not None]),
         )
         if proposals
         else None,
         groups=groups,
+    )
+
+
+def all_layers(parts: list[Predictions]) -> Predictions | None:
+    """Return the layers of all parts one after the other, None where there is no part."""
+    if not parts:
+        return None
+    return Predictions(
+        logits=torch.cat([part.logits for part in parts]),
+        boxes_cxcywh=torch.cat([part.boxes_cxcywh for part in parts]),
     )
 
 
@@ -117,17 +129,48 @@ def selected(here: Scope, memory: Memory) -> Start:
         linear(memory.tokens, here["project.weight"], here["project.bias"]), here["norm.weight"], here["norm.bias"]
     )
     logits = linear(x, here["category.weight"], here["category.bias"])
+    anchors = token_anchors(memory)
+    taught = here.config.teach_tokens and here.training
+    all_say = of_all_tokens(here, x, anchors, memory.padding.flatten(1)) if taught else None
     scores = here.record("scores", token_scores(logits, memory.padding.flatten(1)))
     tokens = here.record("chosen", best(scores, here.config.num_queries))
-    content, chosen_logits, chosen_anchors = (pick(each, tokens) for each in (x, logits, token_anchors(memory)))
-    guess = relu(linear(content, here["box.hidden.weight"], here["box.hidden.bias"]))
-    proposed = move(chosen_anchors, linear(guess, here["box.output.weight"], here["box.output.bias"]))
+    content, chosen_logits, chosen_anchors = (pick(each, tokens) for each in (x, logits, anchors))
+    proposed = guessed_boxes(here.inside("box"), content, chosen_anchors)
     proposals = Predictions(
         logits=here.record("proposals.logits", chosen_logits)[None],
         boxes_cxcywh=here.record("proposals.boxes_cxcywh", proposed)[None],
+        tokens=all_say,
     )
     boxes = here.record("boxes_cxcywh", within(proposed.detach()))
     return Start(content=content, boxes_cxcywh=boxes, proposals=proposals)
+
+
+def guessed_boxes(
+    here: Scope, x: Float[Tensor, "batch token d_model"], anchors: Float[Tensor, "batch token 4"]
+) -> Float[Tensor, "batch token 4"]:
+    """Return each token's anchor, moved as two layers say."""
+    hidden = relu(linear(x, here["hidden.weight"], here["hidden.bias"]))
+    return move(anchors, linear(hidden, here["output.weight"], here["output.bias"]))
+
+
+def of_all_tokens(
+    here: Scope,
+    x: Float[Tensor, "batch token d_model"],
+    anchors: Float[Tensor, "batch token 4"],
+    padding: Bool[Tensor, "batch token"],
+) -> Predictions:
+    """Return what every token says, as one layer: in training each object teaches several tokens.
+
+    (One to many: Jia et al. 2023, section 3.2.) Classes have weights of their own. What is padding says nothing, at no
+    place, and learns nothing.
+    """
+    logits = linear(x, here["taught_category.weight"], here["taught_category.bias"])
+    boxes = guessed_boxes(here.inside("box"), x, anchors)
+    outside = padding[:, :, None]
+    return Predictions(
+        logits=here.record("taught.logits", torch.where(outside, SILENT, logits))[None],
+        boxes_cxcywh=here.record("taught.boxes_cxcywh", torch.where(outside, 0.0, boxes))[None],
+    )
 
 
 def token_scores(

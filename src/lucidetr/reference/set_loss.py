@@ -1,7 +1,7 @@
 """The set loss, one image and one query at a time (DETR, section 3.1, equation 2, and A.2)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from lucidetr.config import LossConfig
 from lucidetr.reference.boxes import corners, generalised_iou, plain_iou
 from lucidetr.reference.classification import yes_or_no_loss
 from lucidetr.reference.elementary import log_softmax
-from lucidetr.reference.matching import match
+from lucidetr.reference.matching import choose, match
 from lucidetr.structures import Assignment, Batch, Predictions
 
 
@@ -25,12 +25,16 @@ class Normalisers:
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """Hold the number to minimise and the terms it is made of, one value for each decoder layer."""
+    """Hold the number to minimise and the terms it is made of, one value for each decoder layer.
+
+    `tokens`: what every token says adds to that number, where tokens are taught.
+    """
 
     total: Float[Tensor, ""]
     classification: Float[Tensor, " layer"]
     l1: Float[Tensor, " layer"]
     giou: Float[Tensor, " layer"]
+    tokens: Float[Tensor, ""]
     assignment: Assignment
 
 
@@ -96,8 +100,24 @@ def overlap_quality(box_cxcywh: Float[Tensor, " 4"], object_cxcywh: Float[Tensor
 
 
 def set_loss(predictions: Predictions, batch: Batch, norm: Normalisers, config: LossConfig) -> Losses:
-    """Return Σ over layers of the weighted terms; each layer is matched anew and judged by itself."""
-    assignment = match(predictions, batch, config)
+    """Return Σ over layers of the weighted terms; each layer is matched anew and judged by itself.
+
+    Where every token speaks, too, each object is for `tokens_per_object` of them to find.
+    """
+    losses = judge(predictions, batch, match(predictions, batch, config), norm, config)
+    if predictions.tokens is None:
+        return losses
+    times = config.tokens_per_object
+    norm = Normalisers(objects=times * norm.objects, class_weight=times * norm.class_weight)
+    said = judge(predictions.tokens, batch, choose(predictions.tokens, batch, config), norm, config)
+    tokens = config.weight_tokens * said.total
+    return replace(losses, total=losses.total + tokens, tokens=tokens)
+
+
+def judge(
+    predictions: Predictions, batch: Batch, assignment: Assignment, norm: Normalisers, config: LossConfig
+) -> Losses:
+    """Return what a matching costs: every layer's sums, divided, and all of them weighted and added up."""
     columns = (assignment.layer, assignment.image, assignment.query, assignment.object)
     matches = list(zip(*(column.tolist() for column in columns), strict=True))
     classification, l1, giou = [], [], []
@@ -116,6 +136,7 @@ def set_loss(predictions: Predictions, batch: Batch, norm: Normalisers, config: 
         classification=torch.stack(classification),
         l1=torch.stack(l1),
         giou=torch.stack(giou),
+        tokens=torch.zeros_like(classification[0]),
         assignment=assignment,
     )
 

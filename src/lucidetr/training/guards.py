@@ -121,7 +121,7 @@ def undefined(predictions: Predictions) -> Losses:
     total = (predictions.logits.sum() + predictions.boxes_cxcywh.sum()) * float("nan")
     terms = predictions.logits.new_full((len(predictions.logits),), float("nan"))
     none = torch.zeros(0, dtype=torch.long, device=total.device)
-    return Losses(total, classification=terms, l1=terms, giou=terms, assignment=Assignment(none, none, none, none))
+    return Losses(total, terms, terms, terms, tokens=total, assignment=Assignment(none, none, none, none))
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from lucidetr.training.state import training_tensors
 
 FIRST_BATCH = "first-batch.png"
 LOG_EVERY = 10  # optimiser steps between lines of metrics.jsonl
-TERMS = ("classification", "l1", "giou")
+TERMS = ("classification", "l1", "giou", "tokens")
 
 
 def train(config: TrainConfig, engine: Engine = FAST) -> Path:
@@ -213,7 +213,7 @@ class Run(Prepared):
         values |= {"lr": self.optimiser.param_groups[-1]["lr"], "epoch": epoch, "seconds": clock.seconds}
         self.log.write(clock.step, values)
         best = f"AP {self.best:.3f}" if self.best >= 0 else "AP –"
-        last = {name: values[name][-1] for name in TERMS}
+        last = {name: value[-1] for name, value in values.items() if isinstance(value, list)}
         self.line.show(
             clock.progress,
             f"step {clock.step}  loss {values['loss']:.3f} (class {last['classification']:.3f}, l1 {last['l1']:.3f}, "

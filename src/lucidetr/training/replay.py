@@ -46,8 +46,7 @@ class Replayed(nn.Module):
     def forward(self, images: Tensor, padding: Tensor, hints: Hints | None = None) -> Predictions:
         """Return logits and boxes of every layer; a recording takes no hints."""
         assert hints is None
-        logits, boxes_cxcywh = self.computes(images, padding)
-        return Predictions(logits=logits, boxes_cxcywh=boxes_cxcywh)
+        return Predictions.of(self.computes(images, padding))
 
 
 class Flat(nn.Module):
@@ -61,8 +60,8 @@ class Flat(nn.Module):
         super().__init__()
         self.model, self.rounds = model, rounds
 
-    def forward(self, images: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and boxes of every layer."""
+    def forward(self, images: Tensor, padding: Tensor) -> tuple[Tensor, ...]:
+        """Return logits and boxes of every layer, and those of the tokens."""
         with torch.autocast("cuda", torch.bfloat16, enabled=self.rounds, cache_enabled=False):
             return self.model(images, padding).tensors()
 
