@@ -168,7 +168,8 @@ class LossConfig:
 
     def __post_init__(self):
         weights = [f.name for f in dataclasses.fields(self) if f.type is float]
-        check_ranges(self, "loss.", dict.fromkeys(weights, (0, HUGE)) | {"tokens_per_object": (1, HUGE)})
+        ranges: dict[str, tuple[float, float]] = dict.fromkeys(weights, (0, HUGE))
+        check_ranges(self, "loss.", ranges | {"tokens_per_object": (1, HUGE)})
 
 
 @dataclass(frozen=True)
