@@ -76,7 +76,7 @@ LUCID_XS = TrainConfig(
         head_dim=32,
         feed_forward=512,
         encoder_layers=1,
-        decoder_layers=3,
+        decoder_layers=2,
         encoder_block="pre_norm",
         decoder_block="pre_norm",
         fused=(8,),
@@ -89,7 +89,7 @@ LUCID_XS = TrainConfig(
         initialisation="xavier",
         residual_start="zero",
     ),
-    loss=LossConfig(classification="mal", cost_class=2.0, weight_class=0.5),
+    loss=LossConfig(classification="mal", cost_class=2.0, weight_class=0.5, weight_l1=10.0),
     images=ImageConfig(resize="square", size=128),
     augmentation=AugmentationConfig(flip=0.0, scales=(), crop=0.0, zoom=0.3, shift=0.1, colour=0.2, until=0.9),
     optimiser=OptimiserConfig(
@@ -116,6 +116,7 @@ LUCID_S = _larger(
     replace(
         LUCID_XS.model,
         backbone=replace(LUCID_XS.model.backbone, depths=(1, 2, 2, 1)),
+        decoder_layers=3,
         fused=(16, 8),
         num_queries=100,
     ),
@@ -238,6 +239,8 @@ LADDER = (
     Rung("quiet", "residual branches of the transformer start at zero", {"model.residual_start": "zero"}),
     Rung("muon", "matrices and kernels step along orthogonal matrices", {"optimiser.matrices": "muon"}),
     Rung("taught", "every token learns, too: each object teaches four of them", {"model.teach_tokens": True}),
+    Rung("distances", "L1 distances weigh twice what they weigh in the paper", {"loss.weight_l1": 10.0}),
+    Rung("two-decoder-layers", "two decoder layers instead of three", {"model.decoder_layers": 2}),
 )
 
 # What else the literature offers, off in every recipe: each is measured on top of lucid-xs
