@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training.guards import (
     FiniteGuard,
@@ -15,9 +16,11 @@ from lucidetr.training.guards import (
     overflowing_gradient,
     skip_sentence,
     stall_sentence,
+    undefined,
 )
 from lucidetr.training.randomness import random_state, random_state_kept, set_random_state
 from lucidetr.training.statistics import Recorder
+from lucid_tools import TINY
 
 CPU = torch.device("cpu")
 FALLING = [20.0, 18.0, 16.0, 14.0, 12.0, 11.0, 10.0, 9.0, 8.0, 7.0]
@@ -201,3 +204,11 @@ def test_a_look_that_falls_on_a_skipped_step_is_taken_at_the_next(tmp_path):
     assert not recorder.looking
     recorder.begin(1, 0)
     assert recorder.looking
+
+
+def test_a_part_that_cannot_be_matched_still_reaches_every_parameter():
+    """Ranks sum their gradients parameter by parameter: all would wait for the rank that leaves one out."""
+    model = DETR(replace(TINY, queries="selected", teach_tokens=True))
+    predictions = model(torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool))
+    undefined(predictions).total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -51,6 +51,35 @@ def test_rows_of_known_classes_are_kept_in_every_head(changes):
             assert torch.equal(tensor, state[name]), name
 
 
+TAUGHT = replace(SELECTED, teach_tokens=True)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_class_head_of_taught_tokens_knows_names_too(groups):
+    config = replace(TAUGHT, query_groups=groups)
+    state, card = weights_of(config)
+    names = ["queries.taught_category.weight"] if groups == 1 else [f"queries.{g}.taught_category.bias" for g in (0, 1)]
+    smaller, turned = DETR(replace(config, num_classes=2)), DETR(config)
+    start_from(smaller, dict(state), card, WANTED)
+    start_from(turned, dict(state), card, Categories(ids=(1, 2, 3), names=("bird", "cat", "dog")))
+    for name in names:
+        assert torch.equal(smaller.state_dict()[name][1], state[name][2]), name
+        assert torch.equal(turned.state_dict()[name], state[name][[2, 0, 1]]), name
+
+
+def test_weights_fit_whether_or_not_their_tokens_were_taught():
+    (plain, card), (taught, taught_card) = weights_of(SELECTED), weights_of(TAUGHT)
+    model = DETR(TAUGHT)
+    fresh = model.state_dict()["queries.taught_category.weight"].clone()
+    notes = start_from(model, dict(plain), card, KNOWN)
+    assert notes == ["all weights start from lucid-zoo", "the class head by which all tokens are taught is new"]
+    assert torch.equal(model.state_dict()["queries.taught_category.weight"], fresh)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in plain.items())
+    model = DETR(SELECTED)
+    assert start_from(model, dict(taught), taught_card, KNOWN) == ["all weights start from lucid-zoo"]
+    assert all(torch.equal(tensor, taught[name]) for name, tensor in model.state_dict().items())
+
+
 def test_hints_of_a_softmax_have_no_row_for_no_object():
     config = replace(TINY, classification="softmax", denoising=0.4)
     state, card = weights_of(config)

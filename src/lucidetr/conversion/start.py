@@ -13,12 +13,13 @@ from lucidetr.errors import InputError
 from lucidetr.fields import difference
 from lucidetr.models.detr import DETR
 
-CLASS_HEAD = re.compile(r"(heads|queries)\.(\d+\.)?category\.(weight|bias)")
+CLASS_HEAD = re.compile(r"(heads|queries)\.(\d+\.)?(taught_)?category\.(weight|bias)")
+TAUGHT = re.compile(r"queries\.(\d+\.)?taught_category\.(weight|bias)")  # of no use but in training
 HINTS = "hints.label.weight"  # one row for each class, too
 QUERIES = re.compile(r"queries\.(\d+\.)?(position|box|content)")  # one row for each query
 # fields of the config that the function sees to itself, or that no tensor depends on
 FREE = {"num_classes", "num_queries", "dropout", "position_table", "residual_start", "initialisation"}
-FREE |= {"backbone.norm", "backbone.zero_residual"}
+FREE |= {"backbone.norm", "backbone.zero_residual", "teach_tokens"}
 
 
 def start_from(model: DETR, state: Mapping[str, Tensor], card: ModelCard, categories: Categories) -> list[str]:
@@ -36,6 +37,10 @@ def start_from(model: DETR, state: Mapping[str, Tensor], card: ModelCard, catego
     else:
         _check_model(card.model, config)
         targets, notes = _targets(model), [f"all weights start from {card.recipe}"]
+        state = {name: t for name, t in state.items() if name in targets or not TAUGHT.fullmatch(name)}
+        if new := [name for name in targets if TAUGHT.fullmatch(name) and name not in state]:
+            targets = without(targets, suffixes=tuple(new))
+            notes.append("the class head by which all tokens are taught is new")
         if config.num_queries != card.model.num_queries:
             own = [name for name in targets if QUERIES.fullmatch(name)]  # selected queries have none
             for name in own:

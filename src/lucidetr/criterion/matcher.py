@@ -72,11 +72,12 @@ def match(predictions: Predictions, batch: Batch, config: LossConfig) -> Assignm
 def choose(predictions: Predictions, batch: Batch, config: LossConfig) -> Assignment:
     """Return for every object the `tokens_per_object` queries of every layer that cost least; two objects may want one.
 
-    Then the cheaper pair stays, and the other object teaches one query fewer. Unlike the optimal matching it needs no
-    more than sorting, which a GPU does by itself, and tokens are many.
+    Then the cheaper pair stays, and the other object teaches fewer. Unlike the optimal matching it is no more than
+    sorting, on whatever device the predictions lie: tokens are many.
     """
     cost = matching_cost(predictions, batch, config)
-    none = torch.arange(cost.shape[-1], device=cost.device) >= batch.counts.to(cost.device)[:, None]
+    counts = batch.counts.to(cost.device, non_blocking=True)
+    none = torch.arange(cost.shape[-1], device=cost.device) >= counts[:, None]
     cost = cost.masked_fill(none[None, :, None], torch.inf)
     cheapest = cost.topk(min(config.tokens_per_object, cost.shape[2]), dim=2, largest=False).indices
     wanted = torch.zeros_like(cost, dtype=torch.bool).scatter(2, cheapest, True) & ~none[None, :, None]

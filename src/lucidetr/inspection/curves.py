@@ -42,21 +42,22 @@ def draw_curves(run: Path, out: Path) -> Path:
 
 
 def draw_loss(axes: Any, training: Sequence[Line]) -> None:
-    """Draw the loss of all layers together."""
-    axes.plot(_steps(training), [line["loss"] for line in training], color="tab:blue")
+    """Draw the loss of all layers together, and what of it taught tokens add, if they do."""
+    axes.plot(_steps(training), [line["loss"] for line in training], color="tab:blue", label="all")
+    if taught := [line for line in training if line.get("tokens")]:
+        axes.plot(_steps(taught), [line["tokens"] for line in taught], color="tab:gray", label="of it by taught tokens")
+        axes.legend(frameon=False)
     axes.set(title="Set loss, all decoder layers", yscale="log")
 
 
 def draw_terms(axes: Any, training: Sequence[Line]) -> None:
-    """Draw each loss term of the last layer boldly, of the earlier layers faintly; what tokens add, if they do."""
+    """Draw each loss term of the last layer boldly, of the earlier layers faintly."""
     for name, colour in TERMS.items():
         layers = len(training[0][name])
         for layer in range(layers):
             last = layer == layers - 1
             values = [line[name][layer] for line in training]
             axes.plot(_steps(training), values, color=colour, alpha=1.0 if last else 0.25, label=name if last else None)
-    if taught := [line for line in training if line.get("tokens")]:
-        axes.plot(_steps(taught), [line["tokens"] for line in taught], color="tab:gray", label="tokens, all terms")
     axes.set(title="Loss terms, last decoder layer bold", yscale="log")
     axes.legend(frameon=False)
 

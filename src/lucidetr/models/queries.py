@@ -15,7 +15,7 @@ from lucidetr.structures import Hints, Predictions
 
 ANCHOR_SIDE = 0.2  # of the picture: the box of a token before anything is learned
 SMALLEST_START = 0.01
-SILENT = -50.0  # a logit so low that matching takes any other token first
+SILENT = -50.0  # a logit so low that, as costs are weighed, any other token is chosen first
 
 
 @dataclass(frozen=True, eq=False)

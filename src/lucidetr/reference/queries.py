@@ -19,7 +19,7 @@ from lucidetr.structures import Hints, Predictions
 
 ANCHOR_SIDE = 0.2  # a token's guess starts from a fifth of the picture
 SMALLEST_SIDE = 0.01  # of a start box: moves are in units of its sides
-SILENT = -50.0  # the logit of a token that is padding, so that any other is matched before it
+SILENT = -50.0  # the logit of a token that is padding, so that, as costs are weighed, any other is chosen first
 
 
 @dataclass(frozen=True, eq=False)

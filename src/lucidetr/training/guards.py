@@ -118,10 +118,10 @@ class FiniteGuard:
 def undefined(predictions: Predictions) -> Losses:
     """Return a loss of predictions that nobody can match: every term and every gradient is nan."""
     predictions = predictions.in_full_precision()
-    total = (predictions.logits.sum() + predictions.boxes_cxcywh.sum()) * float("nan")
+    total = torch.stack([each.sum() for each in predictions.tensors()]).sum() * float("nan")  # ranks wait for each
     terms = predictions.logits.new_full((len(predictions.logits),), float("nan"))
     none = torch.zeros(0, dtype=torch.long, device=total.device)
-    return Losses(total, terms, terms, terms, tokens=total, assignment=Assignment(none, none, none, none))
+    return Losses(total, terms, terms, terms, tokens=total.detach(), assignment=Assignment(none, none, none, none))
 
 
 @torch.no_grad()
