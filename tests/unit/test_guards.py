@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lucid_tools import TINY
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training.guards import (
@@ -20,7 +21,6 @@ from lucidetr.training.guards import (
 )
 from lucidetr.training.randomness import random_state, random_state_kept, set_random_state
 from lucidetr.training.statistics import Recorder
-from lucid_tools import TINY
 
 CPU = torch.device("cpu")
 FALLING = [20.0, 18.0, 16.0, 14.0, 12.0, 11.0, 10.0, 9.0, 8.0, 7.0]
