@@ -136,6 +136,15 @@ FAULTS = {
         "logits.sigmoid() ** MAL_GAMMA",
     ),
     "evaluation/coco.py": ('enumerate(content["annotations"], start=1)', 'enumerate(content["annotations"], start=0)'),
+    "criterion/matcher.py taught wish": (
+        "costs = cost.masked_fill(~wanted, torch.inf)[layer, image, query]",
+        "costs = cost[layer, image, query]",
+    ),
+    "criterion/set_loss.py taught": ("objects=times * norm.objects", "objects=norm.objects"),
+    "models/queries.py taught": (
+        "logits = self.taught_category(tokens).masked_fill(padding[..., None], SILENT)",
+        "logits = self.taught_category(tokens)",
+    ),
 }
 
 
