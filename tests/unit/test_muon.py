@@ -115,7 +115,7 @@ def test_matrices_lead_from_features_to_features(backbone, queries):
     config = replace(config, backbone=backbone, queries=queries, teach_tokens=taught, num_classes=20)
     model = DETR(replace(config, denoising=0.4))
     found = matrices_of(model)
-    assert {"decoder.layers.2.cross_attention.value.weight", "heads.box.layers.0.weight", "projection.weight"} < {
+    assert {"decoder.layers.1.cross_attention.value.weight", "heads.box.layers.0.weight", "projection.weight"} < {
         *found
     }
     assert [n for n in found if "category" in n or n.endswith("box.output.weight") or ".stem." in n] == []

@@ -315,4 +315,4 @@ def test_layers_of_proposals_groups_and_hints_are_rows_of_their_own(tmp_path):
     )
     run = loop.train(replace(config, model=model, loss=lucid.loss, images=replace(lucid.images, size=64)))
     queries = read_statistics(run)[-1]["queries"]
-    assert {len(values) for values in queries.values()} == {2 + 3 * 3}
+    assert {len(values) for values in queries.values()} == {2 + 3 * model.decoder_layers}
