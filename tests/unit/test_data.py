@@ -1,6 +1,5 @@
 """From files to batches: decoding, resizing, augmentation, order, generated scenes."""
 
-import ctypes
 import json
 import pickle
 import re
@@ -277,44 +276,6 @@ def test_a_search_for_cycles_does_not_copy_what_reading_processes_share():
     made = [sys.executable, "-c", GROWN_BY_A_SEARCH_FOR_CYCLES]
     done = subprocess.run(made, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
     assert float(done.stdout) < 8
-
-
-KEPT_AFTER_PICTURES = """
-import ctypes, multiprocessing, re
-from pathlib import Path
-import numpy as np
-from lucidetr.data.batching import start_reading
-
-def own():
-    text = Path("/proc/self/smaps_rollup").read_text()
-    return sum(int(kilobytes) for kilobytes in re.findall(r"^Private_\\w+: +(\\d+)", text, re.MULTILINE)) / 1000
-
-def read(worker, start):
-    start(worker)
-    np.ones(8 * 2**20, np.uint8)
-    before, kept = own(), []
-    for _ in range(100):
-        picture = np.ones(600_000, np.uint8)
-        kept.append((picture, bytes(10_000)))
-    kept = [small for picture, small in kept]
-    del picture
-    print(own() - before, flush=True)
-
-for start in (start_reading, lambda worker: None):
-    reader = multiprocessing.get_context("fork").Process(target=read, args=(0, start))
-    reader.start()
-    reader.join()
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
-def test_reading_processes_keep_no_memory_of_pictures_they_let_go():
-    """A hundred pictures are 60 MB; what is kept beside each of them, one in all. glibc by itself keeps both."""
-    made = [sys.executable, "-c", KEPT_AFTER_PICTURES]
-    done = subprocess.run(made, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
-    reading, otherwise = (float(line) for line in done.stdout.split())
-    assert reading < 8
-    assert otherwise > 30
 
 
 def test_evaluation_sees_every_image_once_in_order():

@@ -5,13 +5,11 @@ is taken up again in the middle sees the same samples, and so does any number of
 who of how many asks.
 """
 
-import ctypes
 import functools
 import gc
 import itertools
 import multiprocessing
 import signal
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
@@ -35,8 +33,6 @@ GRACE_SECONDS = 10
 AHEAD = 2  # steps that each reading process makes before they are asked for
 HANDLES = 5  # open files that a part travels in, one for each of a Batch's tensors
 OTHER_HANDLES = 256  # of everything else that a process has open
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # glibc's names for what mallopt sets
-LARGE_BUFFER = 2**17  # bytes; where glibc begins, too
 WHOLE = (0, 1)  # the share of one that is alone
 Change = Augmentation | BatchAugmentation | None
 
@@ -255,20 +251,8 @@ def start_reading(worker: int) -> None:
     leaves out what was there before the fork.
     """
     gc.freeze()
-    give_memory_back()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
-
-
-def give_memory_back() -> None:
-    """Let the C library return each buffer of a picture to the system as soon as it is freed, where that is glibc.
-
-    By itself it takes the next large buffer from its heap, once one was freed, and a heap shrinks only from its end:
-    small things that live longer keep what lies before them.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BUFFER)
-        libc.mallopt(M_ARENA_MAX, 1)  # the thread that sends batches shares the heap
 
 
 def evaluation_groups(dataset: Dataset, images: ImageConfig, batch: int) -> list[list[int]]:
