@@ -36,7 +36,7 @@ def still(out, **changes):
 
 
 def small_lucid(out, **changes):
-    """Return a tiny run of the other family: proposals, groups of queries, boxes that are moved, sigmoids."""
+    """Return a tiny run of the other family: proposals, taught tokens, groups of queries, moved boxes, sigmoids."""
     config = recipe("lucid-xs")
     backbone = replace(config.model.backbone, width=8, norm="group")
     sizes = {"d_model": 32, "num_heads": 2, "head_dim": 16, "num_queries": 8, "query_groups": 2, "dropout": 0.0}

@@ -64,7 +64,7 @@ def test_the_best_scored_tokens_are_chosen_best_first_and_never_padded_ones():
         torch.testing.assert_close(start.proposals.boxes_cxcywh[0, image], expected)
 
 
-def test_an_untaught_token_proposes_a_fifth_of_the_picture_around_itself_and_rarely_an_object():
+def test_a_token_that_has_learned_nothing_proposes_a_fifth_of_the_picture_around_itself_and_rarely_an_object():
     start = SelectedQueries(SELECTED)(remember(unpadded()))
     boxes = start.proposals.boxes_cxcywh[0]
     assert torch.equal(boxes[..., 2:], torch.full_like(boxes[..., 2:], 0.2))

@@ -1,4 +1,4 @@
-"""The optimal matching of predictions and objects (DETR, section 3.1, equation 1)."""
+"""The optimal matching of predictions and objects (DETR, section 3.1, equation 1), and the choice of taught tokens."""
 
 from dataclasses import fields
 

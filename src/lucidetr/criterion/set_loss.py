@@ -59,8 +59,8 @@ def normalisers(counts: Iterable[int], num_queries: int, config: LossConfig, gro
 def set_loss(predictions: Predictions, batch: Batch, norm: Normalisers, config: LossConfig) -> Losses:
     """Return the weighted sum of all terms over all decoder layers, each layer with its own matching.
 
-    Tokens that are taught are judged as queries are, each object by several of them. Computed in float32 at least,
-    whatever the model's precision.
+    Tokens that are taught are judged as queries are, each object by several of them, and divided by as many as the
+    objects ask for. Computed in float32 at least, whatever the model's precision.
     """
     predictions = predictions.in_full_precision()
     losses = judge(predictions, batch, match(predictions, batch, config), norm, config)

@@ -31,7 +31,7 @@ def row_names(config: ModelConfig) -> list[str]:
 
     >>> from lucidetr.recipes import recipe
     >>> row_names(recipe("lucid-xs").model)
-    ['proposals', 'layer 1', 'layer 2', 'layer 3']
+    ['proposals', 'layer 1', 'layer 2']
     >>> row_names(ModelConfig(decoder_layers=2, query_groups=2))
     ['layer 1', 'layer 1 group 2', 'layer 2', 'layer 2 group 2']
     """

@@ -47,7 +47,7 @@ def draw_loss(axes: Any, training: Sequence[Line]) -> None:
     if taught := [line for line in training if line.get("tokens")]:
         axes.plot(_steps(taught), [line["tokens"] for line in taught], color="tab:gray", label="of it by taught tokens")
         axes.legend(frameon=False)
-    axes.set(title="Set loss, all decoder layers", yscale="log")
+    axes.set(title="Set loss, all of it", yscale="log")
 
 
 def draw_terms(axes: Any, training: Sequence[Line]) -> None:

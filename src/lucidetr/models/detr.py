@@ -61,7 +61,8 @@ class DETR(nn.Module):
     ) -> Predictions:
         """Return logits and boxes after every decoder layer, preceded by those of the proposals, if any.
 
-        In training, groups of queries become layers of their own, and hints are one more group, the first.
+        In training, groups of queries become layers of their own, and hints are one more group, the first; `tokens` is
+        what all tokens say, where they are taught.
         """
         memory = self.encode(self.backbone(images), padding)
         start = self.queries(memory)

@@ -37,7 +37,8 @@ def forward(
     `generator`, and batch norm measures its own statistics and moves the running ones in `state`, in place.
 
     Groups of queries are layers of their own: first the proposals of each, then what each says after each layer.
-    Where the config knows denoising, `hints` are one more group, ahead of the others.
+    Where the config knows denoising, `hints` are one more group, ahead of the others. When training, `tokens` is what
+    all tokens say, where they are taught.
     """
     trace = Trace(keep)
     here = Scope(state, config, trace, training, generator)
