@@ -321,7 +321,7 @@ def average(lines: Sequence[dict[str, Any]]) -> list[Curve]:
     for name, minutes in kinds:
         best = max(kinds[name, minutes].values(), key=lambda each: statistics.fmean(line["AP"] for line in each))
         alone = sum(other == name for other, _ in kinds) == 1
-        curves.append(Curve(name if alone else f"{name}, {minutes:g} min", best))
+        curves.append(Curve(name if alone else f"{name}, {minutes:.3g} min", best))
     return curves
 
 
