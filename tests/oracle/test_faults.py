@@ -132,8 +132,8 @@ FAULTS = {
     "criterion/classification.py varifocal": ("(1 - yes) + quality", "(1 - yes) + yes"),
     "criterion/classification.py ia_bce": (".clamp(min=SMALLEST_TARGET)", ""),
     "criterion/classification.py mal": (
-        "logits.detach().sigmoid() ** MAL_GAMMA",
-        "logits.sigmoid() ** MAL_GAMMA",
+        "one_and_a_half(logits.detach().sigmoid())",
+        "one_and_a_half(logits.sigmoid())",
     ),
     "evaluation/coco.py": ('enumerate(content["annotations"], start=1)', 'enumerate(content["annotations"], start=0)'),
     "criterion/matcher.py taught wish": (

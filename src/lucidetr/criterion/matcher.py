@@ -21,13 +21,16 @@ def matching_cost(
     Computed in float32 at least, whatever the model's precision; columns past an image's count mean nothing.
     """
     predictions = predictions.in_full_precision()
-    unlikeness = class_cost(predictions.logits, config)
     boxes = predictions.boxes_cxcywh[..., None, :]
     objects = batch.boxes_cxcywh[None, :, None]
     layers, _, queries, _ = predictions.logits.shape
     labels = batch.labels[None, :, None].expand(layers, -1, queries, -1)
+    if config.classification == "cross_entropy":
+        unlikeness = class_cost(predictions.logits, config).gather(-1, labels)
+    else:  # what a sigmoid costs depends on no other class: there may be many of them, and many tokens
+        unlikeness = class_cost(predictions.logits.gather(-1, labels), config)
     return (
-        config.cost_class * unlikeness.gather(-1, labels)
+        config.cost_class * unlikeness
         + config.cost_l1 * (boxes - objects).abs().sum(-1)
         - config.cost_giou * giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(objects))
     )
