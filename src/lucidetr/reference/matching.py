@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -139,20 +140,11 @@ def turned(pairs: list[Pair]) -> list[Pair]:
 def match(predictions: Predictions, batch: Batch, config: LossConfig) -> Assignment:
     """Return the cheapest assignment of every layer and image; a cost that is no number is a FloatingPointError."""
     found: list[tuple[int, int, int, int]] = []
-    for layer in range(len(predictions.logits)):
-        for image, count in enumerate(batch.counts.tolist()):
-            cost = pair_costs(
-                predictions.logits[layer, image],
-                predictions.boxes_cxcywh[layer, image],
-                batch.labels[image, :count],
-                batch.boxes_cxcywh[image, :count],
-                config,
-            )
-            if not cost.isfinite().all():
-                raise FloatingPointError(f"the matching cost of image {batch.image_ids[image]} is not finite")
-            found += [(layer, image, query, thing) for query, thing in hungarian_matching(cost.tolist())]
-    table = torch.tensor(found, dtype=torch.long, device=predictions.logits.device).reshape(-1, 4)
-    return Assignment(layer=table[:, 0], image=table[:, 1], query=table[:, 2], object=table[:, 3])
+    for layer, image, cost in costs_by_image(predictions, batch, config):
+        if not cost.isfinite().all():
+            raise FloatingPointError(f"the matching cost of image {batch.image_ids[image]} is not finite")
+        found += [(layer, image, query, thing) for query, thing in hungarian_matching(cost.tolist())]
+    return assignment_of(found, predictions)
 
 
 @torch.no_grad()
@@ -162,6 +154,15 @@ def choose(predictions: Predictions, batch: Batch, config: LossConfig) -> Assign
     A query that two objects want goes to the one that it costs less to answer for.
     """
     found: list[tuple[int, int, int, int]] = []
+    for layer, image, cost in costs_by_image(predictions, batch, config):
+        found += [(layer, image, query, thing) for query, thing in cheapest(cost.tolist(), config.tokens_per_object)]
+    return assignment_of(found, predictions)
+
+
+def costs_by_image(
+    predictions: Predictions, batch: Batch, config: LossConfig
+) -> Iterator[tuple[int, int, Float[Tensor, "query object"]]]:
+    """Yield layer, image, and the cost of every pair of that image's queries and objects."""
     for layer in range(len(predictions.logits)):
         for image, count in enumerate(batch.counts.tolist()):
             cost = pair_costs(
@@ -170,21 +171,25 @@ def choose(predictions: Predictions, batch: Batch, config: LossConfig) -> Assign
                 batch.labels[image, :count],
                 batch.boxes_cxcywh[image, :count],
                 config,
-            ).tolist()
-            found += [(layer, image, query, thing) for query, thing in cheapest(cost, count, config.tokens_per_object)]
+            )
+            yield layer, image, cost
+
+
+def assignment_of(found: list[tuple[int, int, int, int]], predictions: Predictions) -> Assignment:
+    """Return (layer, image, query, object) of every pair as columns, where the predictions lie."""
     table = torch.tensor(found, dtype=torch.long, device=predictions.logits.device).reshape(-1, 4)
     return Assignment(layer=table[:, 0], image=table[:, 1], query=table[:, 2], object=table[:, 3])
 
 
-def cheapest(cost: list[list[float]], columns: int, most: int) -> list[Pair]:
+def cheapest(cost: list[list[float]], most: int) -> list[Pair]:
     """Return the pairs (row, column) of each column's cheapest rows; a row keeps the cheapest column that wants it.
 
-    >>> cheapest([[1.0, 9.0], [2.0, 8.0], [3.0, 0.5]], columns=2, most=2)  # both want row 1, which is cheaper for 0
+    >>> cheapest([[1.0, 9.0], [2.0, 8.0], [3.0, 0.5]], most=2)  # both want row 1, which is cheaper for 0
     [(0, 0), (1, 0), (2, 1)]
     """
     wanted: dict[int, int] = {}
-    for column in range(columns):
-        for row in sorted(range(len(cost)), key=lambda each: cost[each][column])[:most]:
-            if row not in wanted or cost[row][column] < cost[row][wanted[row]]:
+    for column, costs in enumerate(transposed(cost)):
+        for row in sorted(range(len(cost)), key=costs.__getitem__)[:most]:
+            if row not in wanted or costs[row] < cost[row][wanted[row]]:
                 wanted[row] = column
     return sorted(wanted.items())
