@@ -6,7 +6,7 @@ python -m benchmarks table fills the tables of docs/performance.md from what was
 import sys
 from importlib import import_module
 
-SHORT = ("inference", "training", "peaks", "parts", "growth", "large_data", "service", "recording")
+SHORT = ("inference", "training", "plain", "peaks", "parts", "growth", "large_data", "service", "recording")
 LONG = ("time_to_ap", "reliability", "service_soak", "exports")  # hours
 NAMES = (*SHORT, *LONG, "busy", "table")  # busy asks for a GPU
 WITHOUT_OPTIONS = ("recording",)

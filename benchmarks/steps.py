@@ -112,11 +112,19 @@ def inference(config: TrainConfig, batch: Batch, precision: str, watch: Stopwatc
     return infer
 
 
-def training(config: TrainConfig, batch: Batch, precision: str, watch: Stopwatch | None = None) -> Timed:
-    """Return the optimiser step of `training/loop.py` on a batch that is there already: no reading, no log."""
-    model = untrained(config).to(batch.images.device).to(memory_format=torch.channels_last).train()
+def training(
+    config: TrainConfig, batch: Batch, precision: str, watch: Stopwatch | None = None, plain: bool = False
+) -> Timed:
+    """Return the optimiser step of `training/loop.py` on a batch that is there already: no reading, no log.
+
+    A plain one leaves tensors as torch lays them out, and its clip and AdamW take one after the other.
+    """
+    layout = torch.contiguous_format if plain else torch.channels_last
+    model = untrained(config).to(batch.images.device).to(memory_format=layout).train()
     freeze(model, config.freeze)
     optimiser = build_optimiser(model, config.optimiser)
+    for group in optimiser.param_groups if plain else ():
+        group |= {"fused": False, "foreach": False}
     average = MovingAverage(model, config.optimiser.ema) if config.optimiser.ema else None
     computing = autocast(precision, batch.images.device)
     learning = [p for p in model.parameters() if p.requires_grad]
@@ -136,7 +144,7 @@ def training(config: TrainConfig, batch: Batch, precision: str, watch: Stopwatch
         with part("backward"):
             total.backward()
         with part("clip, optimiser, moving average"):
-            nn.utils.clip_grad_norm_(learning, config.optimiser.clip or float("inf"))
+            nn.utils.clip_grad_norm_(learning, config.optimiser.clip or float("inf"), foreach=False if plain else None)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             if average:

@@ -84,6 +84,18 @@ def training(lines: Sequence[Line]) -> str:
     return markdown(["", "lucidetr", "transformers", "largest difference of losses"], rows)
 
 
+def plain(lines: Sequence[Line]) -> str:
+    """Return the seconds of a step both ways, and the images in a second as users train."""
+    rows = []
+    for line in lines:
+        settings, seconds = line["settings"], line["seconds"]
+        speed = f"{settings['batch'] / median(seconds['fast']):.0f}"
+        cells = [compared(seconds, name, "fast") for name in ("fast", "plain")]
+        what = f"{settings['recipe']}, {settings['precision']}, {settings['side']}, batch {settings['batch']}"
+        rows.append([what, speed, *cells])
+    return markdown(["", "images/s", "as users train", "plain, float32"], rows)
+
+
 def peaks(lines: Sequence[Line]) -> str:
     """Return the measured peaks and what share of them each recipe reaches."""
     heading = ["", *(line["settings"]["precision"] for line in lines)]
@@ -181,6 +193,7 @@ def exports(lines: Sequence[Line]) -> str:
 TABLES: dict[str, Callable[[Sequence[Line]], str]] = {
     "inference": inference,
     "training": training,
+    "plain": plain,
     "peaks": peaks,
     "busy": busy,
     "parts": parts,

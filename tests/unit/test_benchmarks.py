@@ -1,6 +1,7 @@
 """Every benchmark of speed runs, on models and data too small to say anything, and writes a line that makes a table."""
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -75,6 +76,33 @@ def test_training_steps_lose_the_same(bench):
     assert line["losses"][-1][0] < line["losses"][0][0]
     assert line["settings"]["learning"] > 0
     assert "| fp32, 64, batch 2 |" in table([line], "training")
+
+
+def test_a_step_without_the_fast_ways(bench):
+    (line,) = bench("plain", *QUICK, "--recipes", "lucid-xs", "--precision", "bf16")
+    assert line["seconds"].keys() == {"fast", "plain"}
+    assert line["settings"]["precision"] == "bf16"
+    assert "| lucid-xs, bf16, 64, batch 16 |" in table([line], "plain")
+
+
+@pytest.mark.parametrize("matrices", ["adamw", "muon"])
+def test_a_plain_step_is_the_same_step(bench, monkeypatch, matrices):
+    """Both ways lead to the same weights in float32: what is timed is one thing."""
+    steps, pair = import_module("benchmarks.steps"), import_module("benchmarks.pair")
+    config = steps.square("lucid-xs", 64, quick=True)
+    config = replace(config, optimiser=replace(config.optimiser, matrices=matrices, ema=0.0))
+    batch = pair.random_batch(2, 64, 3, config.model.num_classes, torch.device("cpu"))
+    models = []
+    monkeypatch.setattr(steps, "untrained", lambda config: models.append(pair.untrained(config)) or models[-1])
+    for plain in (False, True):
+        step = steps.training(config, batch, "fp32", plain=plain)
+        step()
+        step()
+    fast, plain = (model.state_dict() for model in models)
+    for name in fast:
+        torch.testing.assert_close(plain[name], fast[name], rtol=0, atol=1e-5, msg=name)
+    start = pair.untrained(config).state_dict()
+    assert any(not torch.equal(start[name], fast[name]) for name in fast)
 
 
 def test_peaks(bench):
