@@ -1,14 +1,12 @@
 """What the fast ways of training are worth: a recipe's step as users take it, and the same step without any of them.
 
-The plain one computes in float32, its tensors lie as torch lays them out by itself (not channels last), and its clip and
-AdamW take one tensor after the other. Model, loss and weights are the same.
+The plain one computes in float32, its tensors lie as torch lays them out by itself (not channels last), and its clip
+and AdamW take one tensor after the other. Model, loss and weights are the same.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import torch
 
 from benchmarks.measure import Common, alternate, read_options, report
 from benchmarks.pair import random_batch

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, reject
-from torch.nn import functional as F
 
 from lucidetr.config import BackboneConfig, LossConfig, ModelConfig
 from lucidetr.criterion import set_loss as fast_criterion
 from lucidetr.criterion.matcher import matching_cost
+from lucidetr.layers import dropout
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import RECIPES
 from lucidetr.reference import engine
@@ -313,20 +313,13 @@ def test_running_statistics_after_two_steps():
 
 
 def test_dropout_stands_at_the_same_places(monkeypatch):
-    """Give both sides the same coins: the library's dropouts are replaced by ones that draw as the reference does."""
+    """Give both sides the same coins: the fast ones are replaced by ones that are drawn as the reference draws."""
     coins = torch.Generator()
 
-    def drop(x, p, training=True, inplace=False):
-        return x * (torch.rand(x.shape, generator=coins, dtype=x.dtype) >= p) / (1 - p) if training and p else x
+    def factors(x, rate):
+        return (torch.rand(x.shape, generator=coins, dtype=x.dtype) >= rate).to(x.dtype) / (1 - rate)
 
-    def attend(query, key, value, attn_mask=None, dropout_p=0.0, **_):
-        scores = query @ key.mT / query.shape[-1] ** 0.5
-        if attn_mask is not None:
-            scores = torch.where(attn_mask, scores, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-        return drop(scores.softmax(-1), dropout_p) @ value
-
-    monkeypatch.setattr(F, "dropout", drop)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(dropout, "factors", factors)
     batch = image_batch(((41, 70), (65, 33)), (3, 1), 3, 5, torch.float64)
     for kind in (
         "basic blocks, frozen batch norm",

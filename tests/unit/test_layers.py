@@ -12,6 +12,7 @@ from torch import nn
 from lucidetr.config import ModelConfig
 from lucidetr.errors import InputError
 from lucidetr.layers.attention import MultiHeadAttention
+from lucidetr.layers.dropout import Dropout, dropout
 from lucidetr.layers.norms import FrozenBatchNorm2d, group_norm
 from lucidetr.layers.positions import AtAttention, AtInput, LearnedPosition, NoPosition, SinePosition
 from lucidetr.layers.residual import NoNorm, NoPart, NoResidual, PostNorm, PreNorm, SamePath
@@ -136,3 +137,43 @@ def test_positions_are_added_at_every_attention_or_once():
     entered, added = AtInput().enter(tokens, position)
     assert torch.equal(entered, tokens + position) and not added.any()
     assert torch.equal(AtInput().keys(tokens, position), tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_leaves_its_share_and_the_mean(dtype, rate):
+    torch.manual_seed(0)
+    x = torch.ones(101, 997, dtype=dtype)
+    left = dropout(x, rate)
+    assert left.dtype == dtype
+    assert len(left.unique()) == 2
+    assert float(left.max()) == pytest.approx(1 / (1 - rate), rel=5e-3)
+    deviation = (rate * (1 - rate) / x.numel()) ** 0.5
+    for values in (left, left[:, ::4], left[:, 1::4], left[:, 2::4], left[:, 3::4]):  # four coins share a draw
+        assert float((values == 0).double().mean()) == pytest.approx(rate, abs=8 * deviation + 1e-5)
+    kept = (left != 0).double() - (1 - rate)
+    for apart in (1, 2, 3, 4):  # neighbours know nothing of each other
+        together = float((kept[:, apart:] * kept[:, :-apart]).mean()) / (rate * (1 - rate))
+        assert abs(together) < 5 * x.numel() ** -0.5
+
+
+def test_dropout_passes_gradients_where_it_passes_values():
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 7).transpose(0, 2).requires_grad_()
+    left = dropout(x, 0.4)
+    left.sum().backward()
+    torch.testing.assert_close(x.grad * x.detach(), left.detach())
+    assert left.stride() == x.stride()
+
+
+def test_dropout_repeats_from_its_seed_and_stands_still_in_evaluation():
+    layer, x = Dropout(0.3), torch.randn(10, 3)
+    left = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        left.append(layer(x))
+    assert torch.equal(left[0], left[1])
+    assert not torch.equal(left[0], left[2])
+    assert layer.eval()(x) is x
+    assert dropout(x, 0.0) is x
+    assert dropout(x[:0], 0.5).shape == (0, 3)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lucidetr.layers.dropout import Dropout
+
 Part = Callable[[Tensor], Tensor]
 
 
@@ -21,7 +23,7 @@ class PostNorm(nn.Module):
     def __init__(self, d_model: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch token d_model"], part: Part) -> Float[Tensor, "batch token d_model"]:
         """Return norm(x + part(x))."""
@@ -34,7 +36,7 @@ class PreNorm(nn.Module):
     def __init__(self, d_model: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch token d_model"], part: Part) -> Float[Tensor, "batch token d_model"]:
         """Return x + part(norm(x))."""
@@ -46,7 +48,7 @@ class NoNorm(nn.Module):
 
     def __init__(self, d_model: int, dropout: float):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch token d_model"], part: Part) -> Float[Tensor, "batch token d_model"]:
         """Return x + part(x)."""
@@ -59,7 +61,7 @@ class NoResidual(nn.Module):
     def __init__(self, d_model: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch token d_model"], part: Part) -> Float[Tensor, "batch token d_model"]:
         """Return norm(part(x))."""
