@@ -327,9 +327,9 @@ class TrainConfig:
     """Let torch.compile write the network's code: minutes at the start, faster steps on a GPU."""
     replay: bool = False
     """On one GPU, record forward and backward once and replay them in every step (CUDA graphs): half the time for
-    lucid-xs in one measurement, more memory; not run since it was last changed. Only where all batches are squares of
-    one size (no scales, no start_size) and go through in one part (--micro-batch as --batch), without hints, --compile,
-    --recompute and the reference engine."""
+    lucid-xs in one measurement, more memory. Only where all batches are squares of one size (no scales, no start_size)
+    and go through in one part (--micro-batch as --batch), without hints, --compile, --recompute and the reference
+    engine."""
     weights: str = ""
     """Start from these: a run or model of ours, a facebookresearch or torchvision .pth, a Hugging Face folder, the
     word efficientnet-lite0 (extra "pretrained"), or an https address (with --weights-sha256). Full detectors and

@@ -299,6 +299,14 @@ def test_the_command(exported, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("installed", ["2.9.0", "2.12.1+cu130"])
+def test_a_torch_that_cannot_describe_a_max_pool_is_named(monkeypatch, installed):
+    card = small("lucid-m")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(installed))
+    with pytest.raises(InputError, match=r"torch 2\..* cannot export resnet18 .*: pip install 'torch>=2.13'"):
+        trace(varied(card))
+
+
 def test_a_learned_position_has_a_longest_side(tmp_path):
     card = small("detr-xs")
     card = replace(card, model=replace(card.model, position="learned", position_table=8))

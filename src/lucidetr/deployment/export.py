@@ -22,6 +22,7 @@ from lucidetr.data.preprocessing import make_batch, prepare
 from lucidetr.deployment.engines import CARD, EXTRA, OUTPUTS, open_exported, sides
 from lucidetr.errors import InputError, imported
 from lucidetr.fields import to_dict
+from lucidetr.models.backbones import ResNet
 from lucidetr.models.detr import DETR
 from lucidetr.models.postprocess import postprocess
 from lucidetr.structures import Predictions
@@ -29,6 +30,7 @@ from lucidetr.training.checkpoint import write_atomically
 
 ALLOWED = 1e-4
 TOGETHER = 3  # pictures in the one padded batch of the comparison
+POOLS = "2.13"  # the first torch that exports a max pool of any height and width
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
@@ -50,8 +52,14 @@ class LastLayer(nn.Module):
 def trace(model: DETR) -> ExportedProgram:
     """Return a model's graph for any number of images of any height and width from `sides` on.
 
-    No parameter may ask for a gradient: the layout of attention's output would depend on it.
+    No parameter may ask for a gradient: the layout of attention's output would depend on it. A ResNet asks for
+    torch 2.13; an older one is an InputError.
     """
+    if isinstance(model.backbone, ResNet) and torch.__version__ < POOLS:
+        raise InputError(
+            f"torch {torch.__version__} cannot export {model.config.backbone.name} for pictures of any size: "
+            f"pip install 'torch>={POOLS}', or train one without a ResNet (lucid-xs, lucid-s)"
+        )
     last = LastLayer(copy.deepcopy(model)).eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     least, most = sides(model.config)
     shape = (2, least + 31, least + 63) if most is None else (2, least, least + 1)
