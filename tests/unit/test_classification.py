@@ -55,9 +55,10 @@ def test_a_query_loses_the_sum_of_its_classes(kind):
 
 def slope(kind, logit, y, q):
     """Return the gradient of one element by its logit."""
-    x = torch.tensor([logit], dtype=torch.float64, requires_grad=True)
-    yes = torch.tensor([float(y)], dtype=torch.float64)
-    (gradient,) = torch.autograd.grad(SIGMOID_LOSSES[kind](x, yes, yes * q).sum(), x)
+    x = torch.tensor(logit, dtype=torch.float64, requires_grad=True)
+    positive, negative = SIGMOID_LOSSES[kind]
+    loss = positive(x, torch.tensor(q, dtype=torch.float64)) if y else negative(x)
+    (gradient,) = torch.autograd.grad(loss, x)
     return gradient.item()
 
 

@@ -5,7 +5,6 @@ All return one number for each layer, image and query, to be summed and divided 
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,8 +14,9 @@ from lucidetr.config import LossConfig
 ALPHA, GAMMA = 0.25, 2.0  # focal loss (Lin et al. 2017, table 1)
 NEGATIVE_WEIGHT = 0.75  # varifocal loss (Zhang et al. 2021)
 SMALLEST_TARGET = 0.01
+LINEAR = 40  # from here on softplus(x) is x, to the last digit of a float64
 
-Logits = Float[Tensor, "*any category"]
+Logits = Float[Tensor, "*any"]
 
 
 def softmax_loss(
@@ -38,38 +38,60 @@ def sigmoid_loss(
     overlap: Float[Tensor, "layer batch query"],
     kind: str,
 ) -> Float[Tensor, "layer batch query"]:
-    """Return the sum of the sigmoid losses of all classes; `overlap` is the IoU of a matched box with its object."""
-    matched = (labels >= 0).to(logits.dtype)[..., None]
-    yes = torch.zeros_like(logits).scatter(-1, labels.clamp(min=0)[..., None], matched)
-    quality = yes * overlap.detach().clamp(0, 1)[..., None]
-    return SIGMOID_LOSSES[kind](logits, yes, quality).sum(-1)
+    """Return the sum of the sigmoid losses of all classes; `overlap` is the IoU of a matched box with its object.
+
+    Nearly every class of every query is a no. So all are taken for one, and those of the matches are put right.
+    """
+    positive, negative = SIGMOID_LOSSES[kind]
+    own = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    correction = positive(own, overlap.detach().clamp(0, 1)) - negative(own)
+    return negative(logits).sum(-1) + correction.where(labels >= 0, 0.0)
 
 
-def focal(logits: Logits, yes: Logits, quality: Logits | None = None) -> Logits:
-    """Return α (1 − pₜ)² · cross-entropy: easy answers count little (Lin et al. 2017, equation 5)."""
-    wrong = (logits.sigmoid() - yes).abs()
-    alpha = ALPHA * yes + (1 - ALPHA) * (1 - yes)
-    return alpha * wrong**GAMMA * F.binary_cross_entropy_with_logits(logits, yes, reduction="none")
+def surprise(logits: Logits) -> Logits:
+    """Return −log(1 − score), what a no costs; of the logits' negatives what a yes costs."""
+    return F.softplus(logits, threshold=LINEAR)
 
 
-def varifocal(logits: Logits, yes: Logits, quality: Logits) -> Logits:
+def focal_positive(logits: Logits, overlap: Logits | None = None) -> Logits:
+    """Return α (1 − score)² · −log score: easy answers count little (Lin et al. 2017, equation 5)."""
+    return ALPHA * (-logits).sigmoid() ** GAMMA * surprise(-logits)
+
+
+def focal_negative(logits: Logits) -> Logits:
+    """Return (1 − α) score² · −log(1 − score)."""
+    return (1 - ALPHA) * logits.sigmoid() ** GAMMA * surprise(logits)
+
+
+def varifocal_positive(logits: Logits, overlap: Logits) -> Logits:
     """Return cross-entropy with the overlap as target and as weight (Zhang et al. 2021, equation 2)."""
-    weight = NEGATIVE_WEIGHT * logits.detach().sigmoid() ** 2 * (1 - yes) + quality
-    return weight * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    return overlap * F.binary_cross_entropy_with_logits(logits, overlap, reduction="none")
 
 
-def ia_bce(logits: Logits, yes: Logits, quality: Logits) -> Logits:
-    """Return cross-entropy whose target is √√score · overlap^¾ for a match (Cai et al. 2023, equations 5 and 6)."""
-    score = logits.detach().sigmoid()
-    target = yes * (score**0.25 * quality**0.75).clamp(min=SMALLEST_TARGET)
-    weight = yes + (1 - yes) * score**2
-    return weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+def varifocal_negative(logits: Logits) -> Logits:
+    """Return ¾ score² · −log(1 − score), the weight a constant."""
+    return NEGATIVE_WEIGHT * logits.detach().sigmoid() ** 2 * surprise(logits)
 
 
-def mal(logits: Logits, yes: Logits, quality: Logits) -> Logits:
+def ia_bce_positive(logits: Logits, overlap: Logits) -> Logits:
+    """Return cross-entropy whose target is √√score · overlap^¾ (Cai et al. 2023, equations 5 and 6)."""
+    target = (logits.detach().sigmoid() ** 0.25 * overlap**0.75).clamp(min=SMALLEST_TARGET)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+def ia_bce_negative(logits: Logits) -> Logits:
+    """Return score² · −log(1 − score), the weight a constant."""
+    return logits.detach().sigmoid() ** 2 * surprise(logits)
+
+
+def mal_positive(logits: Logits, overlap: Logits) -> Logits:
     """Return cross-entropy with overlap^1.5 as target: poor matches still teach (Huang et al. 2024, equation 4)."""
-    weight = yes + (1 - yes) * one_and_a_half(logits.detach().sigmoid())
-    return weight * F.binary_cross_entropy_with_logits(logits, one_and_a_half(quality), reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, one_and_a_half(overlap), reduction="none")
+
+
+def mal_negative(logits: Logits) -> Logits:
+    """Return score^1.5 · −log(1 − score), the weight a constant."""
+    return one_and_a_half(logits.detach().sigmoid()) * surprise(logits)
 
 
 def one_and_a_half(share: Logits) -> Logits:
@@ -77,11 +99,11 @@ def one_and_a_half(share: Logits) -> Logits:
     return share * share.sqrt()
 
 
-SIGMOID_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "focal": focal,
-    "varifocal": varifocal,
-    "ia_bce": ia_bce,
-    "mal": mal,
+SIGMOID_LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "focal": (focal_positive, focal_negative),
+    "varifocal": (varifocal_positive, varifocal_negative),
+    "ia_bce": (ia_bce_positive, ia_bce_negative),
+    "mal": (mal_positive, mal_negative),
 }
 
 

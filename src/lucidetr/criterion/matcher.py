@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lucidetr.boxes import cxcywh_to_xyxy, giou
 from lucidetr.config import LossConfig
-from lucidetr.criterion.classification import focal
+from lucidetr.criterion.classification import focal_negative, focal_positive
 from lucidetr.structures import Assignment, Batch, Predictions
 
 
@@ -46,7 +46,7 @@ def class_cost(
     """
     if config.classification == "cross_entropy":
         return -logits.softmax(-1)
-    return focal(logits, torch.ones_like(logits)) - focal(logits, torch.zeros_like(logits))
+    return focal_positive(logits) - focal_negative(logits)
 
 
 @torch.no_grad()
