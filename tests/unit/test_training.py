@@ -121,6 +121,20 @@ def test_a_frozen_part_keeps_its_statistics_too():
     assert any(name.startswith("backbone.stages.1") for name in moved)
 
 
+@pytest.mark.parametrize("frozen", [(), ("queries",), ("queries", "encoder")])
+def test_frozen_queries_still_start_in_groups_and_let_tokens_be_taught(frozen):
+    config = replace(recipe("lucid-xs").model, d_model=8, num_heads=1, head_dim=8, num_queries=4, query_groups=2)
+    torch.manual_seed(0)
+    model = DETR(replace(config, backbone=replace(config.backbone, width=4)))
+    freeze(model, frozen)
+    learning_mode(model, frozen)
+    images, padding = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    said = model(images, padding)
+    assert said.logits.shape[:3] == (2 * (1 + config.decoder_layers), 2, 4)
+    assert said.tokens is not None
+    assert model.eval()(images, padding).logits.shape[0] == 1 + config.decoder_layers
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path):
     for step in (1, 2):
         save_training(tmp_path, step, {"a": torch.full((1,), float(step))}, {"step": step})

@@ -22,10 +22,14 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
 
 
 def learning_mode(model: nn.Module, frozen: tuple[str, ...]) -> None:
-    """Put the model into training mode, all but its frozen parts: their batch-norm statistics stand still too."""
+    """Put the model into training mode, all but its frozen parts: their batch-norm statistics stand still too.
+
+    Queries have no statistics. In training they start in groups and let tokens be taught, frozen or not.
+    """
     model.train()
     for part in frozen:
         model.get_submodule(part).eval()
+    model.get_submodule("queries").train()
 
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
