@@ -1,7 +1,7 @@
-"""What the fast ways of training are worth: a recipe's step as users take it, and the same step without any of them.
+"""What precision, layout and fused operations are worth: a recipe's step as users take it, and one without them.
 
 The plain one computes in float32, its tensors lie as torch lays them out by itself (not channels last), and its clip
-and AdamW take one tensor after the other. Model, loss and weights are the same.
+and AdamW take one tensor after the other. Muon and the moving average are the same in both, as are model and loss.
 """
 
 from collections.abc import Sequence

@@ -123,8 +123,9 @@ def training(
     model = untrained(config).to(batch.images.device).to(memory_format=layout).train()
     freeze(model, config.freeze)
     optimiser = build_optimiser(model, config.optimiser)
-    for group in optimiser.param_groups if plain else ():
-        group |= {"fused": False, "foreach": False}
+    if plain:
+        for group in optimiser.param_groups:
+            group |= {"fused": False, "foreach": False}
     average = MovingAverage(model, config.optimiser.ema) if config.optimiser.ema else None
     computing = autocast(precision, batch.images.device)
     learning = [p for p in model.parameters() if p.requires_grad]

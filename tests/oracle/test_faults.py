@@ -16,6 +16,11 @@ CHECKS = ("test_parts", "test_matching", "test_set_loss", "test_network", "test_
 FAULTS = {
     "boxes.py": ("low = torch.minimum(a_xyxy[..., :2]", "low = torch.maximum(a_xyxy[..., :2]"),
     "layers/attention.py": ("attn_mask=mask,", "attn_mask=None,"),
+    "layers/attention.py dropout": (
+        "return drop(scores.softmax(-1).to(value.dtype), dropout)",
+        "return scores.softmax(-1)",
+    ),
+    "layers/dropout.py": ("return x * factors(x, rate)", "return x * factors(x, rate).flip(-1)"),
     "layers/feed_forward.py": (
         "self.contract(self.dropout(F.relu(self.expand(x))))",
         "self.dropout(self.contract(F.relu(self.expand(x))))",

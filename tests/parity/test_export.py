@@ -298,7 +298,6 @@ def test_the_command(exported, tmp_path, monkeypatch):
     assert "exported model itself" in command("export", tmp_path / "model.xml", "--out", tmp_path / "y.onnx", status=2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("installed", ["2.9.0", "2.12.1+cu130"])
 def test_a_torch_that_cannot_describe_a_max_pool_is_named(monkeypatch, installed):
     card = small("lucid-m")
@@ -307,6 +306,7 @@ def test_a_torch_that_cannot_describe_a_max_pool_is_named(monkeypatch, installed
         trace(varied(card))
 
 
+@pytest.mark.slow
 def test_a_learned_position_has_a_longest_side(tmp_path):
     card = small("detr-xs")
     card = replace(card, model=replace(card.model, position="learned", position_table=8))

@@ -87,17 +87,22 @@ def test_a_step_without_the_fast_ways(bench):
 
 @pytest.mark.parametrize("matrices", ["adamw", "muon"])
 def test_a_plain_step_is_the_same_step(bench, monkeypatch, matrices):
-    """Both ways lead to the same weights in float32: what is timed is one thing."""
+    """Both ways lead to the same weights in float32: what is timed is one thing, and only one of them is fused."""
     steps, pair = import_module("benchmarks.steps"), import_module("benchmarks.pair")
     config = steps.square("lucid-xs", 64, quick=True)
     config = replace(config, optimiser=replace(config.optimiser, matrices=matrices, ema=0.0))
     batch = pair.random_batch(2, 64, 3, config.model.num_classes, torch.device("cpu"))
-    models = []
+    models, optimisers, build = [], [], steps.build_optimiser
     monkeypatch.setattr(steps, "untrained", lambda config: models.append(pair.untrained(config)) or models[-1])
+    monkeypatch.setattr(steps, "build_optimiser", lambda *given: optimisers.append(build(*given)) or optimisers[-1])
     for plain in (False, True):
         step = steps.training(config, batch, "fp32", plain=plain)
         step()
         step()
+    assert [group["fused"] for group in optimisers[0].param_groups] == [True] * len(optimisers[0].param_groups)
+    assert not any(group["fused"] or group["foreach"] for group in optimisers[1].param_groups)
+    kernels = [next(p for p in model.backbone.stages.parameters() if p.dim() == 4) for model in models]
+    assert [kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels] == [True, False]
     fast, plain = (model.state_dict() for model in models)
     for name in fast:
         torch.testing.assert_close(plain[name], fast[name], rtol=0, atol=1e-5, msg=name)

@@ -102,6 +102,18 @@ def test_far_logits_lose_finite_and_exact_numbers(kind):
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sure_and_right_match_loses_its_small_number_exactly(kind):
+    """Among many classes and in float32: a large no must not be subtracted from a sum that holds it."""
+    logits = torch.full((1, 1, 1, 91), -6.0)
+    logits[..., 7] = 14.0
+    config = LossConfig(classification=kind)
+    given = torch.tensor([[[7]]]), torch.full((1, 1, 1), 0.999)
+    found = classification_loss(logits, *given, config).item()
+    expected = classification_loss(logits.double(), given[0], given[1].double(), config).item()
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 def problem(objects, labels, boxes, logits):
     """Return predictions of one layer for one image, and the image with its objects."""
     batch = Batch(

@@ -12,7 +12,7 @@ from torch import nn
 from lucidetr.config import ModelConfig
 from lucidetr.errors import InputError
 from lucidetr.layers.attention import MultiHeadAttention
-from lucidetr.layers.dropout import Dropout, dropout
+from lucidetr.layers.dropout import Dropout, dropout, factors
 from lucidetr.layers.norms import FrozenBatchNorm2d, group_norm
 from lucidetr.layers.positions import AtAttention, AtInput, LearnedPosition, NoPosition, SinePosition
 from lucidetr.layers.residual import NoNorm, NoPart, NoResidual, PostNorm, PreNorm, SamePath
@@ -143,18 +143,29 @@ def test_positions_are_added_at_every_attention_or_once():
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_leaves_its_share_and_the_mean(dtype, rate):
     torch.manual_seed(0)
-    x = torch.ones(101, 997, dtype=dtype)
+    x = torch.ones(100, 1000, dtype=dtype)
     left = dropout(x, rate)
     assert left.dtype == dtype
-    assert len(left.unique()) == 2
-    assert float(left.max()) == pytest.approx(1 / (1 - rate), rel=5e-3)
-    deviation = (rate * (1 - rate) / x.numel()) ** 0.5
-    for values in (left, left[:, ::4], left[:, 1::4], left[:, 2::4], left[:, 3::4]):  # four coins share a draw
-        assert float((values == 0).double().mean()) == pytest.approx(rate, abs=8 * deviation + 1e-5)
-    kept = (left != 0).double() - (1 - rate)
+    enlarged = torch.tensor(1 / (1 - rate), dtype=dtype)
+    assert left.unique().tolist() == [0.0, enlarged.item()]
+    deviation = (rate * (1 - rate)) ** 0.5
+    for lane in range(4):  # four coins share a draw
+        values = left.flatten()[lane::4]
+        allowed = 5 * deviation * len(values) ** -0.5 + 1e-5
+        assert float((values == 0).double().mean()) == pytest.approx(1 - 1 / enlarged.item(), abs=allowed)
+        assert float(values.double().mean()) == pytest.approx(1, abs=allowed / (1 - rate))
+    kept = ((left != 0).double() - (1 - rate)) / deviation
     for apart in (1, 2, 3, 4):  # neighbours know nothing of each other
-        together = float((kept[:, apart:] * kept[:, :-apart]).mean()) / (rate * (1 - rate))
-        assert abs(together) < 5 * x.numel() ** -0.5
+        assert abs(float((kept[:, apart:] * kept[:, :-apart]).mean())) < 5 * x.numel() ** -0.5
+
+
+def test_dropout_is_the_librarys_where_a_compiler_looks_on(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr("lucidetr.layers.dropout.factors", lambda x, rate: pytest.fail("coins of ours"))
+    torch.manual_seed(0)
+    left = dropout(torch.ones(100, 1000), 0.3)
+    assert float((left == 0).double().mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(left.mean()) == pytest.approx(1, abs=0.02)
 
 
 def test_dropout_passes_gradients_where_it_passes_values():
@@ -163,7 +174,8 @@ def test_dropout_passes_gradients_where_it_passes_values():
     left = dropout(x, 0.4)
     left.sum().backward()
     torch.testing.assert_close(x.grad * x.detach(), left.detach())
-    assert left.stride() == x.stride()
+    assert 0 < int((left == 0).sum()) < left.numel()
+    assert factors(x, 0.4).stride() == x.stride()
 
 
 def test_dropout_repeats_from_its_seed_and_stands_still_in_evaluation():

@@ -30,7 +30,7 @@ from lucidetr.training.checkpoint import write_atomically
 
 ALLOWED = 1e-4
 TOGETHER = 3  # pictures in the one padded batch of the comparison
-POOLS = "2.13"  # the first torch that exports a max pool of any height and width
+POOLS = "2.13.0a0"  # the first torch that exports a max pool for any height and width
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
@@ -57,8 +57,8 @@ def trace(model: DETR) -> ExportedProgram:
     """
     if isinstance(model.backbone, ResNet) and torch.__version__ < POOLS:
         raise InputError(
-            f"torch {torch.__version__} cannot export {model.config.backbone.name} for pictures of any size: "
-            f"pip install 'torch>={POOLS}', or train one without a ResNet (lucid-xs, lucid-s)"
+            f"torch {torch.__version__} cannot export {model.config.backbone.name} for any height and width: "
+            f"pip install 'torch>=2.13', or train one without a ResNet (lucid-xs, lucid-s)"
         )
     last = LastLayer(copy.deepcopy(model)).eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     least, most = sides(model.config)

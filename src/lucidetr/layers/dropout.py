@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al. 2014), with coins that cost a CPU less.
 
 torch draws a number for every value, on one thread: a fifth of a training step of the paper's model. Here a draw of 64
-bits serves four values, so a rate is rounded to 1/65536.
+bits serves four values.
 """
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SIDES = 2**16  # of a coin
+NUMBERS = 2**16  # that 16 bits can be
 
 
 class Dropout(nn.Module):
@@ -35,9 +35,13 @@ def dropout(x: Float[Tensor, "*any"], rate: float) -> Float[Tensor, "*any"]:
 
 @torch.no_grad()
 def factors(x: Float[Tensor, "*any"], rate: float) -> Float[Tensor, "*any"]:
-    """Return for each value of x 0 or 1 / (1 − rate), of its type and laid out as it is."""
-    lost = round(rate * SIDES)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    coins = draws.view(torch.int16)[: x.numel()].view(x.shape)
-    kept = torch.ge(coins, lost - SIDES // 2, out=torch.empty_like(x))
-    return kept.mul_(SIDES / (SIDES - lost))
+    """Return for each value of x 0 or what enlarges it, of x's type and laid out as x is.
+
+    1 / (1 − rate) is rounded to that type, 0.9984 of it in bfloat16, and the rate follows, so that the mean is x's.
+    """
+    kept = torch.empty_like(x)
+    enlarged = torch.tensor(1 / (1 - rate), dtype=x.dtype).item()
+    lost = round((1 - 1 / enlarged) * NUMBERS)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
+    coins = draws.view(torch.int16)[: x.numel()].view(x.shape)  # from −32768 on
+    return torch.ge(coins, lost - NUMBERS // 2, out=kept).mul_(enlarged)  # 1 where kept, in x's type at once

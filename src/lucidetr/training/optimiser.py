@@ -22,7 +22,7 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
 
 
 def learning_mode(model: nn.Module, frozen: tuple[str, ...]) -> None:
-    """Put the model into training mode, all but its frozen parts: their batch-norm statistics stand still too.
+    """Put a DETR into training mode, all but its frozen parts: their batch-norm statistics stand still too.
 
     Queries have no statistics. In training they start in groups and let tokens be taught, frozen or not.
     """

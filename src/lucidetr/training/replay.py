@@ -41,6 +41,9 @@ class Replayed(nn.Module):
         batch = largest_batch(config, annotations, config.micro_batch).to(some.device, some.dtype)
         given = (batch.images, batch.padding)
         flat = Flat(model, rounds=precision == "bf16")
+        if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):  # in newer versions of torch
+            # a recording is made on a stream of its own, and autograd waits for it: so for all steps to come
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         self.computes: Any = torch.cuda.make_graphed_callables(flat, given, allow_unused_input=True)
 
     def forward(self, images: Tensor, padding: Tensor, hints: Hints | None = None) -> Predictions:
