@@ -11,7 +11,7 @@ from lucidetr.recipes import recipe
 from lucidetr.structures import Hints
 from lucidetr.training import loop
 from lucidetr.training.distributed import ALONE, Ranks
-from lucidetr.training.replay import record, repeats
+from lucidetr.training.replay import advice, record, repeats
 from run_tools import tiny
 
 DATA = "generated:digits?size=64&digit=14-24&objects=1-3&train=6&val=2"
@@ -42,6 +42,15 @@ def test_a_run_is_replayed_where_all_its_steps_compute_the_same():
         "unequal": replace(config, images=replace(config.images, resize="shortest")),
     }
     assert [name for name, other in others.items() if repeats(other, GPU, ALONE)] == []
+
+
+def test_a_run_hears_that_it_could_be_replayed():
+    config = replace(whole(), replay=False)
+    assert advice(config, GPU, ALONE).endswith("--replay")
+    assert advice(replace(config, micro_batch=1), GPU, ALONE).endswith("--replay --micro-batch 2")
+    assert advice(whole(), GPU, ALONE) == ""
+    assert advice(config, CPU, ALONE) == ""
+    assert advice(replace(config, compile=True), GPU, ALONE) == ""
 
 
 def test_recording_leaves_the_model_and_the_random_state_as_they_were(monkeypatch):

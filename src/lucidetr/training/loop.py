@@ -27,7 +27,7 @@ from lucidetr.training.optimiser import learning_mode, rate, set_rate
 from lucidetr.training.preflight import preflight
 from lucidetr.training.prepare import Prepared
 from lucidetr.training.progress import ProgressLine, duration
-from lucidetr.training.replay import record, repeats
+from lucidetr.training.replay import advice, record, repeats
 from lucidetr.training.run_log import FIRST_SAVE, read_metrics
 from lucidetr.training.state import training_tensors
 
@@ -110,6 +110,8 @@ class Run(Prepared):
         That is before the reading processes start: no other thread may use the GPU meanwhile.
         """
         if not self.config.replay:
+            if said := advice(self.config, self.device, self.ranks):
+                self.line.say(said)
             return
         if not repeats(self.config, self.device, self.ranks):
             self.line.say("steps are not replayed: train --help says what --replay asks for")

@@ -6,6 +6,7 @@ them all, and is asked for at once. It is of one shape, so every batch must be a
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,15 @@ def repeats(config: TrainConfig, device: torch.device, ranks: Ranks) -> bool:
     whole = config.micro_batch == config.batch and ranks.size == 1
     otherwise = config.compile or config.recompute or config.model.denoising or config.engine != "fast"
     return config.replay and device.type == "cuda" and alike and whole and not otherwise
+
+
+def advice(config: TrainConfig, device: torch.device, ranks: Ranks) -> str:
+    """Return what a run should hear whose steps could be replayed but are not, else nothing."""
+    asked = replace(config, replay=True, micro_batch=config.batch)
+    if config.replay or not repeats(asked, device, ranks):
+        return ""
+    whole = "" if config.micro_batch == config.batch else f" --micro-batch {config.batch}"
+    return f"a GPU waits through much of a step; these can be replayed from a recording: --replay{whole}"
 
 
 class Replayed(nn.Module):
