@@ -164,30 +164,40 @@ def test_the_page_shows_mean_and_deviation_over_the_seeds(tmp_path, monkeypatch)
     runs += [result(name=second, ap=0.4, images_per_second=33.4), result(kind="without", name=second, ap=0.6)]
     runs += [result(kind="with", name=BESIDES[0].name, ap=0.7)]
     file.write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
-    head, _, *rows = ladder_page(file).split("\n\n")[0].splitlines()
+    up, note, gone, gone_note, more, more_note = ladder_page(file).split("\n\n")
+    assert "3 seed(s)" in note
+    assert note == gone_note == more_note
+    head, _, *rows = up.splitlines()
     assert head.count("|") == rows[0].count("|") == rows[1].count("|")
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     assert [row[0] for row in cells] == [first, second]
-    assert cells[0][-3:] == ["20", "0.200 ± 0.100", "–"]
-    assert cells[1][-3:] == ["33", "0.400", "0.600"]
-    assert "3 seed(s)" in ladder_page(file)
-    besides = ladder_page(file).split("\n\n")[1].splitlines()[2:]
-    assert [row.split("|")[1].strip() for row in besides] == ["–", *(rung.name for rung in BESIDES)]
-    assert besides[1].endswith("| 20 | 0.700 |")
-    assert besides[2].endswith("| – | – |")
+    assert cells[0][-2:] == ["20", "0.200 ± 0.100"]
+    assert cells[1][-2:] == ["33", "0.400"]
+    without_each, with_each = ([line.split("|")[1].strip() for line in t.splitlines()[2:]] for t in (gone, more))
+    assert without_each == ["–", *(rung.name for rung in LADDER[1:])]
+    assert with_each == ["–", *(rung.name for rung in BESIDES)]
+    assert gone.splitlines()[3].endswith("| 20 | 0.600 |")
+    assert more.splitlines()[3].endswith("| 20 | 0.700 |")
+    assert more.splitlines()[4].endswith("| – | – |")
 
 
-def test_a_table_compares_runs_of_one_precision(tmp_path, monkeypatch):
+def test_a_table_compares_runs_of_one_precision_and_length(tmp_path, monkeypatch):
     file, last = tmp_path / "ladder.jsonl", LADDER[-1].name
-    monkeypatch.setattr(ladder, "climb", lambda: list(climb())[-1:])
-    runs = [result(name=last, ap=0.5), result(kind="without", name=last, ap=0.4)]
+    monkeypatch.setattr(ladder, "climb", lambda: list(climb())[-2:])
+    before = LADDER[-2].name
+    runs = [result(name=last, ap=0.5), result(name=before, ap=0.45), result(kind="without", name=last, ap=0.4)]
     runs += [result(name=last, ap=0.6, precision="bf16"), result(kind="with", name="groups", ap=0.7, precision="bf16")]
+    runs += [result(kind="without", name=last, ap=0.3, minutes=3.0, seed=seed) for seed in (0, 1)]
     file.write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
-    up, its_note, more, note = ladder_page(file).split("\n\n")
-    assert up.endswith("| 20 | 0.500 | 0.400 |")
-    assert "0.600 |\n" in more
-    assert "0.700" in more
+    up, its_note, gone, gone_note, more, note = ladder_page(file).split("\n\n")
+    assert [row.rsplit("|", 2)[1].strip() for row in up.splitlines()[2:]] == ["0.450", "0.500"]
     assert "fp32" in its_note
+    assert [row.rsplit("|", 2)[1].strip() for row in gone.splitlines()[2:] if "0." in row.rsplit("|", 2)[1]] == [
+        "0.300 ± 0.000"
+    ]
+    assert gone_note.startswith("3 minutes")
+    assert "| 0.600 |\n" in more
+    assert "| 0.700 |" in more
     assert "bf16" in note
 
 
@@ -242,5 +252,5 @@ def test_the_figure_has_a_bar_for_every_run_and_a_line_for_lucid_xs():
 def test_a_page_without_a_measurement_says_how_to_make_one(tmp_path, monkeypatch):
     monkeypatch.setattr(ladder, "climb", lambda: list(climb())[:1])
     page = ladder_page(tmp_path / "nothing.jsonl")
-    assert "| – | – | – |" in page
+    assert "| – | – |" in page
     assert page.endswith("Nothing measured yet: lucidetr study ladder --out DIR")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from lucidetr.config import TrainConfig
-from lucidetr.errors import InputError
 from lucidetr.models.size import measure
 from lucidetr.recipes import BESIDES, LADDER, LUCID_XS, Rung, beyond, climb, without
 from lucidetr.studies.experiment import (
@@ -76,35 +75,36 @@ def ladder_page(file: Path = MEASURED) -> str:
 
 
 def ladder_table(results: list[Result]) -> str:
-    """Return two Markdown tables: each rung's change, size, speed and AP, and the AP without it; then what is off.
+    """Return three Markdown tables: each rung, lucid-xs without each change, and with each that is off.
 
-    Each table compares like with like: runs of the precision that most of its own have.
+    Each has size, speed and AP of its models, and compares like with like: the runs of one kind of machine and length.
     """
-    climbed = alike(results, ("rung", "without"))
-    besides = alike(results, ("with",)) or climbed
-    rows = [
-        "| rung | change | parameters | GFLOPs | images/s | AP of the rung | AP of lucid-xs without it |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for rung, config in climb():
-        here = of_rung(climbed, "rung", rung)
-        rows.append(
-            f"{described(rung.name, rung.says, config, here)} {spread(aps(of_rung(climbed, 'without', rung)))} |"
-        )
-    more = [
-        "| off in every recipe | change | parameters | GFLOPs | images/s | AP of lucid-xs with it |",
-        "|---|---|---|---|---|---|",
-        described("–", f"{LUCID_XS.recipe} itself", LUCID_XS, of_rung(besides, "rung", LADDER[-1])),
-    ]
-    more += [described(rung.name, rung.says, beyond(rung), of_rung(besides, "with", rung)) for rung in BESIDES]
-    between = [] if climbed == besides else [*footnotes(climbed), ""]
-    return "\n".join([*rows, "", *between, *more, "", *footnotes(besides)])
+    itself = (LADDER[-1], f"{LUCID_XS.recipe} itself", LUCID_XS)
+    kinds = (
+        ("rung", "rung", [(rung, rung.says, config) for rung, config in climb()]),
+        ("without", f"{LUCID_XS.recipe} without", [(rung, rung.says, without(rung)) for rung in LADDER[1:]]),
+        ("with", "off in every recipe", [(rung, rung.says, beyond(rung)) for rung in BESIDES]),
+    )
+    parts = []
+    for kind, title, rows in kinds:
+        own = alike(results, kind)
+        lines = [f"| {title} | change | parameters | GFLOPs | images/s | AP |", "|---|---|---|---|---|---|"]
+        if kind != "rung":
+            lines.append(described("–", *itself[1:], of_rung(own, "rung", itself[0])))
+        lines += [described(rung.name, says, config, of_rung(own, kind, rung)) for rung, says, config in rows]
+        parts += ["\n".join(lines), footnote(own)]
+    return "\n\n".join(parts)
 
 
-def alike(results: list[Result], kinds: tuple[str, ...]) -> list[Result]:
-    """Return the runs of the precision in which most runs of these kinds were, none where there are no such runs."""
-    most = Counter(r.precision for r in results if r.kind in kinds).most_common(1)
-    return [r for r in results if most and r.precision == most[0][0]]
+def alike(results: list[Result], kind: str) -> list[Result]:
+    """Return the runs, of every kind, made under the conditions of most runs of this kind; none where it has none."""
+    most = Counter(conditions(r) for r in results if r.kind == kind).most_common(1)
+    return [r for r in results if most and conditions(r) == most[0][0]]
+
+
+def conditions(result: Result) -> tuple[str, float, str, int]:
+    """Return what two runs must share to be compared."""
+    return result.precision, result.minutes, result.data, result.side
 
 
 def described(name: str, says: str, config: TrainConfig, results: list[Result]) -> str:
@@ -119,31 +119,27 @@ def of_rung(results: list[Result], kind: str, rung: Rung) -> list[Result]:
     return [r for r in results if (r.kind, r.name) == (kind, rung.name)]
 
 
-def footnotes(results: list[Result]) -> list[str]:
-    """Return under which conditions the table was measured; runs of several minutes or data sets are an InputError."""
+def footnote(results: list[Result]) -> str:
+    """Return under which conditions a table was measured."""
     if not results:
-        return ["Nothing measured yet: lucidetr study ladder --out DIR"]
-    conditions = {(r.minutes, r.data, r.side) for r in results}
-    if len(conditions) > 1:
-        raise InputError(f"runs of different minutes, data or sides cannot share a table: {sorted(conditions)}")
+        return "Nothing measured yet: lucidetr study ladder --out DIR"
     some = results[0]
     seeds, threads = len({r.seed for r in results}), sorted({r.threads for r in results})
     length = f"{some.minutes:g} minutes" if some.minutes else f"{some.steps} steps"
-    return [
+    return (
         f"{length} of training each on {'/'.join(map(str, threads))} thread(s), {some.data} "
-        f"at {some.side or LUCID_XS.images.size} pixels, {seeds} seed(s), {some.precision}; "
-        f"{LUCID_XS.recipe} itself is the last rung."
-    ]
+        f"at {some.side or LUCID_XS.images.size} pixels, {seeds} seed(s), {some.precision}."
+    )
 
 
 def sentences(results: list[Result]) -> Iterator[str]:
     """Yield where learning begins on the way up, and what each change takes from lucid-xs or brings to it."""
-    climbed = alike(results, ("rung", "without"))
+    climbed = alike(results, "rung")
     base = of_rung(climbed, "rung", LADDER[-1])
     begun = next((r.name for r in LADDER if any(ap > LEARNED for ap in aps(of_rung(climbed, "rung", r)))), "none")
     yield f"Going up, the first rung with an AP above {LEARNED} is {begun}; {LUCID_XS.recipe} has {spread(aps(base))}."
     for kind, rungs in (("without", LADDER[1:]), ("with", BESIDES)):
-        own = climbed if kind == "without" else alike(results, ("with",))
+        own = alike(results, kind)
         base = of_rung(own, "rung", LADDER[-1])
         every = {rung.name: gains(of_rung(own, kind, rung), base) for rung in rungs}
         measured = {name: values for name, values in every.items() if values}
@@ -167,7 +163,7 @@ def draw_ladder(figure: Any, results: list[Result]) -> None:
     drawn = [kind for kind in kinds if any(r.kind == kind[0] for r in results)]
     panels = figure.subplots(1, len(drawn), sharex=True, squeeze=False)[0] if drawn else ()
     for axes, (kind, rungs, title) in zip(panels, drawn, strict=True):
-        own = alike(results, ("with",) if kind == "with" else ("rung", "without"))
+        own = alike(results, kind)
         values = {rung.name: aps(of_rung(own, kind, rung)) for rung in rungs}
         draw_bars(axes, values, "AP")
         axes.set_title(title if kind == "rung" else f"{LUCID_XS.recipe} {title}")
