@@ -137,7 +137,8 @@ def sentences(results: list[Result]) -> Iterator[str]:
     climbed = alike(results, "rung")
     base = of_rung(climbed, "rung", LADDER[-1])
     begun = next((r.name for r in LADDER if any(ap > LEARNED for ap in aps(of_rung(climbed, "rung", r)))), "none")
-    yield f"Going up, the first rung with an AP above {LEARNED} is {begun}; {LUCID_XS.recipe} has {spread(aps(base))}."
+    whole = f"; {LUCID_XS.recipe} has {spread(aps(base))}" if base else ""
+    yield f"Going up, the first rung with an AP above {LEARNED} is {begun}{whole}."
     for kind, rungs in (("without", LADDER[1:]), ("with", BESIDES)):
         own = alike(results, kind)
         base = of_rung(own, "rung", LADDER[-1])
