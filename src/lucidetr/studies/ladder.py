@@ -79,19 +79,18 @@ def ladder_table(results: list[Result]) -> str:
 
     Each has size, speed and AP of its models, and compares like with like: the runs of one kind of machine and length.
     """
-    itself = (LADDER[-1], f"{LUCID_XS.recipe} itself", LUCID_XS)
     kinds = (
-        ("rung", "rung", [(rung, rung.says, config) for rung, config in climb()]),
-        ("without", f"{LUCID_XS.recipe} without", [(rung, rung.says, without(rung)) for rung in LADDER[1:]]),
-        ("with", "off in every recipe", [(rung, rung.says, beyond(rung)) for rung in BESIDES]),
+        ("rung", "rung", list(climb())),
+        ("without", f"{LUCID_XS.recipe} without", [(rung, without(rung)) for rung in LADDER[1:]]),
+        ("with", "off in every recipe", [(rung, beyond(rung)) for rung in BESIDES]),
     )
     parts = []
     for kind, title, rows in kinds:
         own = alike(results, kind)
         lines = [f"| {title} | change | parameters | GFLOPs | images/s | AP |", "|---|---|---|---|---|---|"]
         if kind != "rung":
-            lines.append(described("–", *itself[1:], of_rung(own, "rung", itself[0])))
-        lines += [described(rung.name, says, config, of_rung(own, kind, rung)) for rung, says, config in rows]
+            lines.append(described("–", f"{LUCID_XS.recipe} itself", LUCID_XS, of_rung(own, "rung", LADDER[-1])))
+        lines += [described(rung.name, rung.says, config, of_rung(own, kind, rung)) for rung, config in rows]
         parts += ["\n".join(lines), footnote(own)]
     return "\n\n".join(parts)
 
