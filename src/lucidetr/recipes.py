@@ -197,7 +197,6 @@ LADDER = (
         "convnet",
         "a short convnet without max pool instead of ResNet-18 DC5",
         {"model.backbone.name": "convnet", "model.backbone.dilation": False},
-        carries=("fused",),
     ),
     Rung("fused", "the encoder's map is laid over the finer one of stride 8", {"model.fused": [8]}),
     Rung(
@@ -244,7 +243,11 @@ BESIDES = (
     Rung("varifocal", "the overlap as a match's score, by varifocal loss", {"loss.classification": "varifocal"}),
     Rung("ia-bce", "a mean of score and overlap is asked of a match", {"loss.classification": "ia_bce"}),
     Rung("refined", "each layer moves the box of the layer before", {"model.boxes": "refined"}),
-    Rung("twice", "so it does, and a layer learns from the next one's box, too", {"model.boxes": "refined_twice"}),
+    Rung(
+        "twice",
+        "each layer moves the box of the layer before and learns from the next one's, too",
+        {"model.boxes": "refined_twice"},
+    ),
     Rung("bell", "cross-attention knows the box: a bell for each head", {"model.box_bias": "gaussian"}),
     Rung("sides", "cross-attention learns from the distances to the box's sides", {"model.box_bias": "rpb"}),
     Rung("own-heads", "a class and box head for each layer", {"model.shared_heads": False}),
