@@ -123,8 +123,10 @@ class ModelConfig:
             raise InputError(f"model.d_model = {self.d_model}: choose a multiple of 4 (sine and cosine of two axes)")
         finer = self.backbone.strides[:-1]
         if list(self.fused) != sorted(set(self.fused) & set(finer), reverse=True):
-            known = ", ".join(map(str, reversed(finer)))
-            raise InputError(f"model.fused = {self.fused}: choose from {known}, each once, coarse to fine")
+            fit = f"choose from {', '.join(map(str, reversed(finer)))}, each once, coarse to fine"
+            raise InputError(
+                f"model.fused = {self.fused}: {fit if finer else 'this backbone has one map, leave it empty'}"
+            )
         self._check_boxes()
 
     def _check_boxes(self) -> None:
@@ -164,7 +166,7 @@ class LossConfig:
     tokens_per_object: int = 4
     """How many tokens each object teaches where model.teach_tokens is on."""
     weight_tokens: float = 4.0
-    """Weight of what they say, all terms together, beside a decoder layer's."""
+    """Factor on the whole loss of taught tokens; with 1 they count like a decoder layer."""
 
     def __post_init__(self):
         weights = [f.name for f in dataclasses.fields(self) if f.type is float]
@@ -256,8 +258,8 @@ class OptimiserConfig:
     lr: float = 1e-4
     backbone_lr: float = 1e-5
     matrices: Literal["adamw", "muon"] = "adamw"
-    """How matrices and kernels between features step. muon: along orthogonal matrices (Jordan et al. 2024), so far that
-    their entries move by the rate in root mean square."""
+    """How matrices and kernels between features step. muon: along orthogonal matrices (Jordan et al. 2024), scaled so
+    that an entry's change, in root mean square, is the rate."""
     weight_decay: float = 1e-4
     clip: float = 0.1
     """Largest norm of all gradients together; 0: no clip."""

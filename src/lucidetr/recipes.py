@@ -293,8 +293,8 @@ def recipe(name: str) -> TrainConfig:
 def fine_tuned(config: TrainConfig, backbone_alone: bool) -> TrainConfig:
     """Return the config with the rates and steps that fit trained weights, where they are still the recipe's own.
 
-    A whole detector goes on five times slower, its backbone slower still, all by AdamW, with which these rates were
-    found. A trained backbone alone learns at the rate of all that is new beside it: slower it learned less
+    A whole detector goes on five times slower, its backbone slower still, and always by AdamW, with which these rates
+    were found. A trained backbone alone learns at the rate of all that is new beside it: slower it learned less
     (docs/LOG.md, 2026-11-26). The paper's recipes are made for such a backbone and stay as they are.
     """
     if not config.recipe.startswith("lucid"):
@@ -313,8 +313,8 @@ def from_scratch(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """Return the config fit for random weights, and a sentence for each thing that had to change.
 
     Frozen batch norm and a frozen stem only make sense with pretrained weights: a frozen random layer never
-    learns, and statistics that were never measured normalise nothing. What is no longer the recipe's own was asked
-    for, and stays.
+    learns, and statistics that were never measured normalise nothing. Settings that
+    are no longer the recipe's own were asked for, and stay.
     """
     own, backbone, optimiser, notes = _own(config), config.model.backbone, config.optimiser, []
     if backbone.norm == own.model.backbone.norm == "frozen_batch":

@@ -417,7 +417,7 @@ def test_more_objects_than_queries_is_said_with_numbers(tmp_path, capsys):
     loop.train(replace(config, model=replace(config.model, num_queries=2)))
     said = capsys.readouterr().out
     assert "have more objects (up to 3) than the model has queries (2)" in said
-    assert "--model.num-queries above 3" in said
+    assert "--model.num-queries to 3 or more" in said
 
 
 @pytest.mark.slow

@@ -38,6 +38,11 @@ EVERY = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.record if name in ALIKE else pytest.mark.slow)
     for name in RECIPES
 ]
+VARIANTS = {
+    "lucid-xs with bells": {"box_bias": "gaussian", "boxes": "refined_twice"},
+    "lucid-xs with sides": {"box_bias": "rpb", "boxes": "refined"},
+}
+EVERY += [pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 SIZES = [(64, 64), (64, 96), (96, 64), (75, 101), (101, 75), (127, 65), (160, 224), (66, 203)]
 ALLOWED = 1e-4
 NAMES = ("zero", "größer", 'the "third"', "four", "five")
@@ -53,7 +58,8 @@ def unchecked():
 
 def small(name: str) -> ModelCard:
     """Return a recipe's card, its parts kept and its widths made small."""
-    config = recipe(name)
+    config = recipe(name.split(" with ")[0])
+    config = replace(config, model=replace(config.model, **VARIANTS.get(name, {})))
     width = config.model.backbone.width if config.model.backbone.name == "efficientnet_lite0" else 8
     model = replace(
         config.model,

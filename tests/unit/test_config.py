@@ -120,6 +120,7 @@ def test_a_run_that_cannot_be_is_refused(part, field, value, message):
         ({"fused": (8, 8)}, r"model.fused = \(8, 8\): choose from 16, 8, 4, each once"),
         ({"fused": (16,), "backbone": BackboneConfig(dilation=True)}, r"fused = \(16,\): choose from 8, 4"),
         ({"fused": (16,), "backbone": BackboneConfig(name="convnet")}, r"fused = \(16,\): choose from 8, 4"),
+        ({"fused": (8,), "backbone": BackboneConfig(name="convnet", depths=(1,))}, r"has one map, leave it empty"),
     ],
 )
 def test_model_settings_that_need_each_other_are_refused_alone(changes, message):

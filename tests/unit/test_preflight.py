@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lucidetr.config import AugmentationConfig, ImageConfig
+from lucidetr.config import AugmentationConfig, BackboneConfig, ImageConfig
 from lucidetr.data import sheet
 from lucidetr.data.dataset import open_dataset
 from lucidetr.errors import InputError
@@ -157,7 +157,7 @@ def test_trained_weights_have_no_quiet_start():
 
 def test_more_objects_than_queries_are_refused_with_image_and_fix(tmp_path):
     config = tiny(tmp_path / "run", steps=1)
-    with pytest.raises(InputError, match=r"image \d+ \(.*\) has 3 objects.*--model.num-queries above 3"):
+    with pytest.raises(InputError, match=r"image \d+ \(.*\) has 3 objects.*--model.num-queries to 3 or more"):
         loop.train(replace(config, model=replace(config.model, num_queries=2)))
 
 
@@ -170,6 +170,14 @@ def test_a_batch_that_does_not_fit_is_an_input_error(tmp_path, scenes, monkeypat
     monkeypatch.setattr(preflight, "backward", full)
     with pytest.raises(InputError, match=r"2 images of 64 × 64 pixels with 3 objects .*--micro-batch \(now 2.*images"):
         fly(tmp_path, config, model, scenes)
+
+
+def test_a_batch_norm_with_a_single_value_is_an_input_error(tmp_path):
+    config = tiny(tmp_path / "run", steps=1, batch=1, micro_batch=1)
+    images = replace(config.images, resize="square", size=16)
+    model = replace(config.model, backbone=BackboneConfig(name="convnet", width=8, norm="batch"))
+    with pytest.raises(InputError, match=r"1 image of 16 × 16 pixels .* single value: raise --batch .* --images.size"):
+        loop.train(replace(config, images=images, model=model))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path, scenes, monkeypatch):

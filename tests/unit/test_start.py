@@ -132,14 +132,14 @@ def test_anchors_are_new_when_their_number_is(groups):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"shared_heads": True}, "shared_heads False there, True here"),
-        ({"boxes": "relative"}, "boxes refined there, relative here"),
-        ({"box_bias": "rpb"}, "box_bias gaussian there, rpb here"),
-        ({"fused": ()}, r"fused \(8,\) there, \(\) here"),
-        ({"query_groups": 2}, "query_groups 1 there, 2 here"),
+        ({"shared_heads": True}, ("shared_heads False there, True here", "--model.no-shared-heads")),
+        ({"boxes": "relative"}, ("boxes refined there, relative here", "--model.boxes refined")),
+        ({"box_bias": "rpb"}, ("box_bias gaussian there, rpb here", "--model.box-bias gaussian")),
+        ({"fused": ()}, (r"fused \(8,\) there, \(\) here", "--model.fused 8")),
+        ({"query_groups": 2}, ("query_groups 1 there, 2 here", "--model.query-groups 1")),
     ],
 )
-def test_another_kind_of_model_is_refused(changes, said):
+def test_another_kind_of_model_is_refused_with_what_makes_it_the_same(changes, said):
     state, card = weights_of(SELECTED)
-    with pytest.raises(InputError, match=rf"the weights are of another model: {said}: choose the recipe"):
+    with pytest.raises(InputError, match=rf"of another model: {said[0]}: choose the recipe .*, or set {said[1]}$"):
         start_from(DETR(replace(SELECTED, **changes)), dict(state), card, KNOWN)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +97,22 @@ def _check_model(known: ModelConfig, wanted: ModelConfig) -> None:
     differs = {name: values for name, values in difference(known, wanted).items() if name not in FREE}
     if differs:
         told = ", ".join(f"{name} {was} there, {now} here" for name, (was, now) in differs.items())
-        raise InputError(f"the weights are of another model: {told}: choose the recipe that they were trained with")
+        asked = " ".join(as_option(name, was) for name, (was, _) in differs.items())
+        raise InputError(
+            f"the weights are of another model: {told}: choose the recipe that they were trained with, or set {asked}"
+        )
+
+
+def as_option(name: str, value: Any) -> str:
+    """Return what a field of a model's config is set by on the command line.
+
+    >>> as_option("boxes", "refined"), as_option("shared_heads", False), as_option("fused", (16, 8))
+    ('--model.boxes refined', '--model.no-shared-heads', '--model.fused 16 8')
+    """
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--model.{option}" if value else f"--model.no-{option}"
+    return f"--model.{option} {' '.join(map(str, value)) if isinstance(value, tuple) else value}".rstrip()
 
 
 def _copy(targets: dict[str, Tensor], state: dict[str, Tensor]) -> None:

@@ -50,7 +50,7 @@ def sigmoid_loss(
 
 
 def surprise(logits: Values) -> Values:
-    """Return −log(1 − score), what a no costs; of −logits, −log score: what a yes costs."""
+    """Return −log(1 − score), the cost of a no; called with −logits it is −log score, the cost of a yes."""
     return F.softplus(logits, threshold=LINEAR)
 
 

@@ -73,10 +73,10 @@ def match(predictions: Predictions, batch: Batch, config: LossConfig) -> Assignm
 
 @torch.no_grad()
 def choose(predictions: Predictions, batch: Batch, config: LossConfig) -> Assignment:
-    """Return for every object the `tokens_per_object` queries of every layer that cost least; two objects may want one.
+    """Return for every object the `tokens_per_object` queries of every layer that cost it least.
 
-    Then the cheaper pair stays, and the other object teaches fewer. Unlike the optimal matching it is no more than
-    sorting, on whatever device the predictions lie: tokens are many.
+    Where two objects choose the same query, the cheaper pair keeps it, and the other object teaches one fewer. Unlike
+    the optimal matching it is no more than sorting, on whatever device the predictions lie: tokens are many.
     """
     cost = matching_cost(predictions, batch, config)
     counts = batch.counts.to(cost.device, non_blocking=True)

@@ -23,7 +23,7 @@ from lucidetr.structures import Predictions
 def moved_boxes(here: Scope, start: Start, start_cxcywh: Float[Tensor, "batch query 4"], memory: Memory) -> Predictions:
     """Return classes and boxes after every layer; `here` is the whole network, for decoder and heads take turns.
 
-    A layer knows the reference box twice: as the queries' position, and as a bias on what they look at.
+    A layer knows the reference box as the queries' position and, with a `box_bias`, as a bias on what they look at.
     """
     content, reference, previous = start.content, start_cxcywh, start_cxcywh
     every_logits, every_boxes = [], []

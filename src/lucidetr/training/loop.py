@@ -105,9 +105,9 @@ class Run(Prepared):
         return self.folder
 
     def record(self) -> None:
-        """Have a GPU record what all steps compute, if asked to and where they compute the same.
+        """Record forward and backward once on a GPU, if --replay asks for it and all steps are alike.
 
-        That is before the reading processes start: no other thread may use the GPU meanwhile.
+        That is before the reading processes start: nothing else may use the GPU meanwhile.
         """
         if not self.config.replay:
             if said := advice(self.config, self.device, self.ranks):
@@ -146,7 +146,7 @@ class Run(Prepared):
         self.ranks.seed_step(config.seed, self.clock.step)
         self.guard.begin()
 
-        # what the sums are divided by; hints take no share of it, their loss comes on top as in DN-DETR
+        # what the sums are divided by; hints are not counted, their loss comes on top as in DN-DETR
         counts = self.ranks.gather([count for part in parts for count in part.counts.tolist()])
         norm = normalisers(counts, model.num_queries, config.loss, model.query_groups)
 

@@ -105,7 +105,7 @@ def check_queries(config: TrainConfig, annotations: Annotations) -> None:
         raise InputError(
             f"image {annotations.image_ids[fullest]} ({annotations.file_names[fullest]}) has {objects.max()} objects, "
             f"the model only {queries} queries, and {int((objects > queries).sum())} of {len(objects)} images have "
-            f"more: set --model.num-queries above {objects.max()} (--preflight off trains all the same)"
+            f"more: set --model.num-queries to {objects.max()} or more (--preflight off trains all the same)"
         )
 
 
@@ -210,6 +210,13 @@ def odd_gradients(config: TrainConfig, model: nn.Module, batch: Batch, precision
             f"a batch of {len(batch)} images of {width} × {height} pixels with {int(batch.counts[0])} objects does not "
             f"fit into the memory of {device}: lower --micro-batch (now {config.micro_batch}; --batch can stay as it "
             f"is), or the largest side by --images.size and --augmentation.scales (now {config.images.size})"
+        ) from None
+    except ValueError as error:  # torch's, of a batch norm that has nothing to compare
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"{len(batch)} image of {width} × {height} pixels leaves batch norm a single value: raise --batch and "
+            f"--micro-batch (now {config.micro_batch}), or --images.size (now {config.images.size})"
         ) from None
     silent = [name for name in silent_parameters(model) if not silent_by_nature(name, config.model)]
     if silent:

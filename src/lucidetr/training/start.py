@@ -72,6 +72,6 @@ def fit_to_data(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, lis
         crowded = int((objects > queries).sum())
         notes.append(
             f"warning: {crowded} of {len(objects)} images have more objects (up to {objects.max()}) than the model has "
-            f"queries ({queries}); the rest can never be found: set --model.num-queries above {objects.max()}"
+            f"queries ({queries}); the rest can never be found: set --model.num-queries to {objects.max()} or more"
         )
     return config, notes
