@@ -91,7 +91,7 @@ def ladder_table(results: list[Result]) -> str:
         if kind != "rung":
             lines.append(described("–", f"{LUCID_XS.recipe} itself", LUCID_XS, of_rung(own, "rung", LADDER[-1])))
         lines += [described(rung.name, rung.says, config, of_rung(own, kind, rung)) for rung, config in rows]
-        parts += ["\n".join(lines), footnote(own)]
+        parts += ["\n".join(lines), footnote([r for r in own if r.kind == kind])]
     return "\n\n".join(parts)
 
 
@@ -123,11 +123,12 @@ def footnote(results: list[Result]) -> str:
     if not results:
         return "Nothing measured yet: lucidetr study ladder --out DIR"
     some = results[0]
-    seeds, threads = len({r.seed for r in results}), sorted({r.threads for r in results})
+    seeds = sorted(set(Counter((r.kind, r.name) for r in results).values()))
+    threads = sorted({r.threads for r in results})
     length = f"{some.minutes:g} minutes" if some.minutes else f"{some.steps} steps"
     return (
         f"{length} of training each on {'/'.join(map(str, threads))} thread(s), {some.data} "
-        f"at {some.side or LUCID_XS.images.size} pixels, {seeds} seed(s), {some.precision}."
+        f"at {some.side or LUCID_XS.images.size} pixels, {' or '.join(map(str, seeds))} seed(s), {some.precision}."
     )
 
 
