@@ -84,6 +84,7 @@ LUCID_XS = TrainConfig(
         queries="selected",
         teach_tokens=True,
         boxes="relative",
+        box_bias="gaussian",  # no AP, but queries that look at their objects (docs/lucid.md)
         dropout=0.0,
         initialisation="xavier",
         residual_start="zero",
@@ -209,7 +210,7 @@ LADDER = (
         "anchors",
         "queries start from learned boxes, which the layers move",
         {"model.queries": "anchors", "model.boxes": "relative"},
-        carries=("selected", "taught"),
+        carries=("selected", "taught", "bell"),
     ),
     Rung(
         "selected",
@@ -236,6 +237,7 @@ LADDER = (
     Rung("taught", "every token learns, too: each object teaches four of them", {"model.teach_tokens": True}),
     Rung("distances", "L1 distances weigh twice what they weigh in the paper", {"loss.weight_l1": 10.0}),
     Rung("two-decoder-layers", "two decoder layers instead of three", {"model.decoder_layers": 2}),
+    Rung("bell", "cross-attention knows the box: a bell for each head", {"model.box_bias": "gaussian"}),
 )
 
 # What else the literature offers, off in every recipe: each is measured on top of lucid-xs
@@ -248,7 +250,6 @@ BESIDES = (
         "each layer moves the box of the layer before and learns from the next one's, too",
         {"model.boxes": "refined_twice"},
     ),
-    Rung("bell", "cross-attention knows the box: a bell for each head", {"model.box_bias": "gaussian"}),
     Rung("sides", "cross-attention learns from the distances to the box's sides", {"model.box_bias": "rpb"}),
     Rung("own-heads", "a class and box head for each layer", {"model.shared_heads": False}),
     Rung("groups", "a second set of queries learns beside the first", {"model.query_groups": 2}),
