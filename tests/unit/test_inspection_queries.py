@@ -111,6 +111,25 @@ def test_planted_uniform_attention_is_found_and_only_there():
     assert [each.split(":")[0] for each in said] == ["encoder layer 2", "decoder layer 3"]
 
 
+def test_attention_in_a_query_s_own_box_is_counted_against_chance(paper_view):
+    layers, heads, queries, _ = paper_view.cross_attention.shape
+    boxes = np.full_like(paper_view.boxes_cxcywh, 0.5)
+    boxes[-1] = [0.5, 0.5, 0.45, 0.2]  # of 4 × 4 cells the middle four, whose middles it holds, none beside them
+    cells = np.zeros((layers, heads, queries, 16), np.float32)
+    cells[0] = 1 / 16
+    cells[1, :, :, [5, 10]] = 0.5
+    cells[2, :, :, [0, 5, 6]] = 1 / 3
+    view = replace(paper_view, boxes_cxcywh=boxes, cross_attention=cells, memory_grid=(4, 4))
+    shares = attention.in_own_boxes(view)
+    np.testing.assert_allclose(shares, [0.25, 1.0, 2 / 3, 0.25], atol=1e-6)
+    figure = attention.own_boxes([shares, shares])
+    assert figure.warnings == (
+        "decoder layer 1: 25.0% of the queries' attention lies in their boxes, as do 25.0% of the cells: they do not "
+        "look at what they found.",
+    )
+    assert all(f"layer {number}" in svg_of(figure) for number in (1, 2, 3))
+
+
 def test_units_that_no_picture_wakes_are_counted():
     first, second = np.arange(20) < 19, np.arange(20) > 0
     figure = attention.common([{}, {}], [{"a": first, "b": first}, {"a": second, "b": first}])
@@ -148,8 +167,12 @@ def test_the_section_draws_every_picture():
     made = attention.section(replace(material(SELECTED), pictures=(0,)))
     names = [figure.name for figure in made.figures]
     kinds = ("found", "layers", "encoder-attention", "cross-attention", "heads", "matching")
-    assert names == ["pictures-spread", *(f"picture-{DATA.annotations.image_ids[0]}-{kind}" for kind in kinds)]
-    drawn = [svg_of(figure) for figure in made.figures]
+    assert names == [
+        "pictures-spread",
+        "pictures-own-boxes",
+        *(f"picture-{DATA.annotations.image_ids[0]}-{kind}" for kind in kinds),
+    ]
+    drawn = [svg_of(figure) for figure in made.figures if figure.name != "pictures-own-boxes"]
     assert all(word in drawn[1] for word in ("found", "true", "<image"))
     assert drawn[4].count("<image") == 2 * 3 * TINY.decoder_layers  # picture and heat of the best three queries
     assert sum(map(len, drawn)) < 1e6

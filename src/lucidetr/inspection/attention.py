@@ -17,6 +17,7 @@ from lucidetr.inspection.page import Figure, Section, chart, written
 
 UNIFORM = 0.95  # of the largest entropy: as good as looking everywhere
 SILENT = 0.9  # of a feed-forward's hidden units
+AWAY = 0.05  # of the way from what chance gives to a query's own box to all of its attention
 SIDE = 128  # pixels of a picture under a heatmap, 3 times that of one by itself
 Spreads = dict[str, Float[np.ndarray, " head"]]  # by layer
 Silent = dict[str, Bool[np.ndarray, " _"]]
@@ -56,6 +57,21 @@ def spreads(view: View) -> Spreads:
     each = {f"encoder layer {i + 1}": spread(weights).mean(-1) for i, weights in enumerate(view.encoder_attention)}
     drawn = kept(view)
     return each | {f"decoder layer {i + 1}": spread(w[:, drawn]).mean(-1) for i, w in enumerate(view.cross_attention)}
+
+
+def in_own_boxes(view: View) -> Float[np.ndarray, " decoder_layer_and_one"]:
+    """Return how much of their attention the kept queries give to their own boxes, in each decoder layer, a mean.
+
+    The last number is the share of the cells that lie there: what attention that goes everywhere would give. A box has
+    all cells that it touches, and is that of the last layer.
+    """
+    queries, (rows, columns) = kept(view), view.memory_grid
+    x, y, width, height = view.boxes_cxcywh[-1, queries, :, None].swapaxes(0, 1)
+    in_column = np.abs((np.arange(columns) + 0.5) / columns - x) <= (width + 1 / columns) / 2
+    in_row = np.abs((np.arange(rows) + 0.5) / rows - y) <= (height + 1 / rows) / 2
+    inside = (in_row[:, :, None] & in_column[:, None, :]).reshape(len(queries), -1)
+    shares = (view.cross_attention[:, :, queries].mean(1) * inside).sum(-1).mean(-1)
+    return np.append(shares, inside.mean())
 
 
 def course_of_scores(view: View, queries: Sequence[int]) -> Float[np.ndarray, "layer query"]:
@@ -310,6 +326,34 @@ def uniform(means: Spreads) -> list[str]:
     ]
 
 
+def own_boxes(shares: Sequence[Float[np.ndarray, " decoder_layer_and_one"]]) -> Figure:
+    """Return the figure of how much of their attention queries give to the boxes that they find."""
+    *layers, chance = np.mean(shares, axis=0).tolist()
+    names = [f"layer {i + 1}" for i in range(len(layers))]
+
+    def draw(drawn: Any) -> None:
+        axes = drawn.subplots()
+        axes.bar(names, layers, width=0.5)
+        axes.axhline(chance, color="tab:red", linestyle="--", linewidth=1)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("share of the attention")
+
+    away = [
+        f"decoder {name}: {share:.1%} of the queries' attention lies in their boxes, as do {chance:.1%} of the cells: "
+        "they do not look at what they found."
+        for name, share in zip(names, layers, strict=True)
+        if share - chance < AWAY * (1 - chance)
+    ]
+    return Figure(
+        name="pictures-own-boxes",
+        title="All pictures: how much of a query's attention lies in its own box",
+        chart=chart(5, 3.2, draw),
+        healthy="Bars stand well above the dashed line, which is what attention gives that goes everywhere alike. A "
+        "selected query can do without: its token knows what lies there, and then the maps below mean little.",
+        warnings=tuple(away),
+    )
+
+
 def common(spreads: list[Spreads], silent: list[Silent]) -> Figure:
     """Return the figure of what the pictures have in common: mean spread of attention, units that none of them woke."""
     means = {name: np.mean([each[name] for each in spreads], axis=0) for name in spreads[0]}
@@ -340,14 +384,16 @@ def section(material: Material) -> Section:
     figures: list[Figure] = []
     spread_of: list[Spreads] = []
     silent: list[Silent] = []
+    own: list[np.ndarray] = []
     for index in material.pictures:
         view = look(material.model, material.card, material.dataset, index, material.config.loss)
         figures += figures_of(view)
         spread_of.append(spreads(view))
         silent.append(view.silent)
+        own.append(in_own_boxes(view))
     return Section(
         title="Pictures",
         says=f"Some pictures of the {material.split} through the model, with everything that it computes on the way. "
         "Queries are shown that found something (score of at least 0.5, the best six), or the best three.",
-        figures=(common(spread_of, silent), *figures) if figures else (),
+        figures=(common(spread_of, silent), own_boxes(own), *figures) if figures else (),
     )
