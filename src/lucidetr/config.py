@@ -90,10 +90,10 @@ class ModelConfig:
     """Rows and columns that a learned position encoding knows (the grid's largest side)."""
     num_queries: int = 100
     """Object queries N: the most objects that can be found in one image."""
-    queries: Literal["learned", "content", "anchors", "selected"] = "learned"
+    queries: Literal["learned", "content", "anchors", "selected", "scored"] = "learned"
     """What queries start from: a learned position each and no content (the paper), a learned content each and no
     position, a learned box and content each, or the tokens of the memory that look most like objects, whose guesses
-    are supervised as a layer of their own."""
+    are supervised as a layer of their own; scored: of these their boxes and scores alone, not what they are."""
     query_groups: int = 1
     """Sets of queries that learn side by side, unseen by each other; only the first is left after training."""
     denoising: float = 0.0
@@ -131,20 +131,24 @@ class ModelConfig:
 
     def _check_boxes(self) -> None:
         """Refuse settings that need each other's absence or presence."""
+        asked = f"model.queries = {self.queries}"
         if (self.queries in ("learned", "content")) != (self.boxes == "absolute"):
             raise InputError(
-                f"model.queries = {self.queries} and model.boxes = {self.boxes}: learned queries say absolute boxes, "
-                "as those of learned content do; anchors and selected queries start from a box, which relative, "
-                "refined and refined_twice move"
+                f"{asked} and model.boxes = {self.boxes}: learned and content queries say absolute boxes; all "
+                "others start from a box, which relative, refined and refined_twice move"
             )
-        if self.box_bias != "none" and self.boxes == "absolute":
-            raise InputError(f"model.box_bias = {self.box_bias} needs queries that start from a box: anchors, selected")
-        if self.denoising and self.boxes == "absolute":
-            raise InputError("model.denoising needs queries that start from a box: anchors, selected")
-        if self.queries == "selected" and self.classification == "softmax":
-            raise InputError("model.queries = selected needs model.classification sigmoid: tokens are ranked by it")
-        if self.teach_tokens and self.queries != "selected":
-            raise InputError(f"model.teach_tokens needs queries that are tokens: selected, not {self.queries}")
+        needs_box = f"model.box_bias = {self.box_bias}" if self.box_bias != "none" else "model.denoising"
+        if self.boxes == "absolute" and (self.box_bias != "none" or self.denoising):
+            raise InputError(f"{needs_box} needs queries that start from a box: anchors, selected, scored")
+        if self.selects and self.classification == "softmax":
+            raise InputError(f"{asked} needs model.classification sigmoid: tokens are ranked by it")
+        if self.teach_tokens and not self.selects:
+            raise InputError(f"model.teach_tokens needs queries that are tokens: selected, scored; not {self.queries}")
+
+    @property
+    def selects(self) -> bool:
+        """Whether queries are chosen among the tokens of the memory, whose guesses are a layer of predictions."""
+        return self.queries in ("selected", "scored")
 
 
 @dataclass(frozen=True)
@@ -187,9 +191,8 @@ class ImageConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
-        check_ranges(
-            self, "images.", {"size": (8, 20_000), "max_size": (8, 40_000), "mean": (-1, 2), "std": (1e-3, 10)}
-        )
+        sides: dict[str, tuple[float, float]] = {"size": (8, 20_000), "max_size": (8, 40_000)}
+        check_ranges(self, "images.", sides | {"mean": (-1, 2), "std": (1e-3, 10)})
 
 
 @dataclass(frozen=True)
@@ -236,9 +239,8 @@ class AugmentationConfig:
         check_ranges(self, "augmentation.", shares | sides | {"zoom": (0, 0.9), "start_size": (0.1, 1)})
         smallest, largest = self.crop_sides
         if smallest > largest:
-            raise InputError(
-                f"augmentation.crop_sides = {self.crop_sides}: give the smallest side first, {largest} {smallest}"
-            )
+            fit = f"give the smallest side first, {largest} {smallest}"
+            raise InputError(f"augmentation.crop_sides = {self.crop_sides}: {fit}")
         if self.crop and not self.crop_scales:
             raise InputError(
                 "augmentation.crop_scales = (): name the short sides to choose from before a crop, or make no crops by "
@@ -277,9 +279,8 @@ class OptimiserConfig:
     """Averaging horizon of the weights' moving average, as a share of the run; 0: none."""
 
     def __post_init__(self):
-        unbounded: dict[str, tuple[float, float]] = dict.fromkeys(
-            ("lr", "backbone_lr", "weight_decay", "clip"), (0, HUGE)
-        )
+        rates = ("lr", "backbone_lr", "weight_decay", "clip")
+        unbounded: dict[str, tuple[float, float]] = dict.fromkeys(rates, (0, HUGE))
         shares: dict[str, tuple[float, float]] = dict.fromkeys(("drop_at", "final", "ema"), (0, 1))
         open_shares: dict[str, tuple[float, float]] = dict.fromkeys(("warmup", "flat"), (0, 0.99))
         check_ranges(self, "optimiser.", unbounded | shares | open_shares)

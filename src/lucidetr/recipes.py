@@ -81,10 +81,10 @@ LUCID_XS = TrainConfig(
         decoder_block="pre_norm",
         fused=(8,),
         num_queries=25,
-        queries="selected",
+        queries="scored",  # so a query must look at its object, which a token's content would spare it
         teach_tokens=True,
         boxes="relative",
-        box_bias="gaussian",  # no AP, but queries look a little more at their objects
+        box_bias="rpb",
         dropout=0.0,
         initialisation="xavier",
         residual_start="zero",
@@ -204,19 +204,19 @@ LADDER = (
         "sigmoid",
         "a sigmoid for each class and focal loss, no slot for no object",
         {"model.classification": "sigmoid", "loss.classification": "focal", "loss.cost_class": 2.0},
-        carries=("selected", "mal", "taught"),
+        carries=("selected", "mal", "taught", "scored"),
     ),
     Rung(
         "anchors",
         "queries start from learned boxes, which the layers move",
         {"model.queries": "anchors", "model.boxes": "relative"},
-        carries=("selected", "taught", "bell"),
+        carries=("selected", "taught", "sides", "scored"),
     ),
     Rung(
         "selected",
         "queries start from the tokens that look most like objects",
         {"model.queries": "selected"},
-        carries=("taught",),
+        carries=("taught", "scored"),
     ),
     Rung("mal", "the score of a match shall be its overlap", {"loss.classification": "mal"}),
     Rung("no-dropout", "nothing is dropped", {"model.dropout": 0.0}),
@@ -237,7 +237,8 @@ LADDER = (
     Rung("taught", "every token learns, too: each object teaches four of them", {"model.teach_tokens": True}),
     Rung("distances", "L1 distances weigh twice what they weigh in the paper", {"loss.weight_l1": 10.0}),
     Rung("two-decoder-layers", "two decoder layers instead of three", {"model.decoder_layers": 2}),
-    Rung("bell", "cross-attention knows the box: a bell for each head", {"model.box_bias": "gaussian"}),
+    Rung("sides", "cross-attention learns from the distances to the box's sides", {"model.box_bias": "rpb"}),
+    Rung("scored", "of its token a query hears box and score alone, and must look", {"model.queries": "scored"}),
 )
 
 # What else the literature offers, off in every recipe: each is measured on top of lucid-xs
@@ -250,7 +251,11 @@ BESIDES = (
         "each layer moves the box of the layer before and learns from the next one's, too",
         {"model.boxes": "refined_twice"},
     ),
-    Rung("sides", "cross-attention learns from the distances to the box's sides", {"model.box_bias": "rpb"}),
+    Rung(
+        "bell",
+        "cross-attention gets a bell for each head instead of a bias by the sides",
+        {"model.box_bias": "gaussian"},
+    ),
     Rung("own-heads", "a class and box head for each layer", {"model.shared_heads": False}),
     Rung("groups", "a second set of queries learns beside the first", {"model.query_groups": 2}),
     Rung("hints", "one more set of queries starts from noised truths", {"model.denoising": 0.4}),

@@ -59,15 +59,16 @@ def backbone_configs(draw) -> BackboneConfig:
 @st.composite
 def choices(draw) -> dict:
     """Draw what depends on each other: how queries start, what they say, and how they look."""
-    queries = draw(st.sampled_from(["learned", "anchors", "selected", "content"]))
-    from_a_box = queries in ("anchors", "selected")
+    queries = draw(st.sampled_from(["learned", "anchors", "selected", "scored", "content"]))
+    selects = queries in ("selected", "scored")
+    from_a_box = queries == "anchors" or selects
     return {
         "queries": queries,
-        "classification": "sigmoid" if queries == "selected" else draw(st.sampled_from(["softmax", "sigmoid"])),
+        "classification": "sigmoid" if selects else draw(st.sampled_from(["softmax", "sigmoid"])),
         "boxes": draw(st.sampled_from(["relative", "refined", "refined_twice"])) if from_a_box else "absolute",
         "box_bias": draw(st.sampled_from(["gaussian", "rpb", "none"])) if from_a_box else "none",
         "denoising": draw(st.sampled_from([0.0, 0.4])) if from_a_box else 0.0,
-        "teach_tokens": draw(st.booleans()) if queries == "selected" else False,
+        "teach_tokens": draw(st.booleans()) if selects else False,
     }
 
 
@@ -118,7 +119,7 @@ def cases(draw) -> Case:
     model, images = draw(model_configs()), draw(st.integers(1, 3))
     side = st.sampled_from([100, 33, 64, 75, 41])  # far enough apart for whole cells of padding
     sizes = tuple((draw(side), draw(side)) for _ in range(images))
-    if model.queries == "selected":
+    if model.selects:
         queries = min(model.num_queries, most_selected(model, sizes))
         model = replace(model, num_queries=queries)
     return Case(

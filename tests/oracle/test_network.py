@@ -101,6 +101,10 @@ KINDS = {
         SELECTED, backbone=CONVNET.backbone, fused=(8,), box_bias="gaussian", teach_tokens=True
     ),
     "groups of selected queries, tokens taught": replace(SELECTED, query_groups=2, teach_tokens=True),
+    "scored queries, relative, distances to the sides, tokens taught, pre-norm": replace(
+        SELECTED, queries="scored", boxes="relative", box_bias="rpb", teach_tokens=True, decoder_block="pre_norm"
+    ),
+    "groups of scored queries and hints": replace(SELECTED, queries="scored", query_groups=2, denoising=0.4),
     "anchors and hints, bells": replace(ANCHORS, box_bias="gaussian", boxes="refined", denoising=0.4),
     "no residual in the decoder": replace(SMALL, decoder_block="no_residual"),
     "no residual, anchors, refined, bells": replace(
@@ -251,10 +255,13 @@ def test_every_loss_of_a_sigmoid(loss, counts):
         check(Case(model, LossConfig(loss), ((40, 40), (33, 64)), counts, seed=3), torch.float64, training)
 
 
-def test_fewer_tokens_than_queries():
+@pytest.mark.parametrize(
+    "kind", ["groups of selected queries, bells, heads of their own", "groups of scored queries and hints"]
+)
+def test_fewer_tokens_than_queries(kind):
     sizes = ((60, 30), (60, 30))  # 2 × 1 tokens for 6 queries
     for training in (False, True):
-        model = KINDS["groups of selected queries, bells, heads of their own"]
+        model = KINDS[kind]
         check(Case(model, fitting_loss(model), sizes, (3, 1), seed=3), torch.float64, training)
 
 
@@ -281,7 +288,7 @@ def test_recipes_are_read_to_the_last_tensor(name):
     with torch.device("meta"):  # shapes without memory
         state = Watched(DETR(config).state_dict())
         predictions, _ = forward(state, config, torch.zeros(1, 3, 321, 300), torch.zeros(1, 321, 300, dtype=torch.bool))
-    layers = config.decoder_layers + (config.queries == "selected")
+    layers = config.decoder_layers + config.selects
     slots = config.num_classes + (config.classification == "softmax")
     assert predictions.logits.shape == (layers, 1, config.num_queries, slots)
     counters = {name for name in state if name.endswith("num_batches_tracked")}

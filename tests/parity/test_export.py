@@ -39,8 +39,7 @@ EVERY = [
     for name in RECIPES
 ]
 VARIANTS = {
-    "lucid-xs with bells": {"box_bias": "gaussian", "boxes": "refined_twice"},
-    "lucid-xs with sides": {"box_bias": "rpb", "boxes": "refined"},
+    "lucid-xs with bells": {"queries": "selected", "box_bias": "gaussian", "boxes": "refined"},
 }
 EVERY += [pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 SIZES = [(64, 64), (64, 96), (96, 64), (75, 101), (101, 75), (127, 65), (160, 224), (66, 203)]

@@ -56,7 +56,9 @@ OPTIONS = [
     pytest.param("detr-r50", {}, id="detr-r50"),
     pytest.param("lucid-xs", {}, id="lucid-xs"),
     pytest.param(
-        "lucid-xs", {"box_bias": "rpb", "boxes": "refined_twice", "query_groups": 2, "denoising": 0.4}, id="options"
+        "lucid-xs",
+        {"queries": "selected", "box_bias": "gaussian", "boxes": "refined_twice", "query_groups": 2, "denoising": 0.4},
+        id="options",
     ),
     pytest.param("lucid-s-lite0", {}, id="lucid-s-lite0"),
     pytest.param("lucid-m", {}, id="lucid-m"),

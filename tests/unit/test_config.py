@@ -100,12 +100,16 @@ def test_a_run_that_cannot_be_is_refused(part, field, value, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"queries": "anchors"}, r"queries = anchors and model.boxes = absolute: .*anchors and selected .* from a box"),
-        ({"boxes": "refined"}, r"queries = learned and model.boxes = refined: learned queries say absolute boxes"),
+        ({"queries": "anchors"}, r"queries = anchors and model.boxes = absolute: .*all others start from a box"),
+        (
+            {"boxes": "refined"},
+            r"queries = learned and model.boxes = refined: learned and content queries say absolute boxes",
+        ),
         ({"queries": "selected", "boxes": "relative"}, r"selected needs model.classification sigmoid"),
+        ({"queries": "scored", "boxes": "relative"}, r"scored needs model.classification sigmoid"),
         (
             {"queries": "content", "boxes": "refined"},
-            r"= content and model.boxes = refined: .* as those of learned content",
+            r"= content and model.boxes = refined: learned and content queries say absolute boxes",
         ),
         ({"queries": "content", "box_bias": "rpb"}, r"model.box_bias = rpb needs queries that start from a box"),
         ({"queries": "content", "denoising": 0.4}, r"model.denoising needs queries that start from a box"),
@@ -144,7 +148,7 @@ def test_a_backbone_that_cannot_be_is_refused(changes, message):
         BackboneConfig(**changes)
 
 
-@pytest.mark.parametrize("queries", ["anchors", "selected"])
+@pytest.mark.parametrize("queries", ["anchors", "selected", "scored"])
 @pytest.mark.parametrize("boxes", ["relative", "refined", "refined_twice"])
 @pytest.mark.parametrize("box_bias", ["none", "gaussian", "rpb"])
 def test_what_fits_together_is_taken(queries, boxes, box_bias):
@@ -177,7 +181,7 @@ def test_fields_are_changed_together_where_they_need_each_other():
         "model.boxes": ("refined", "absolute"),
         "seed": (3, 0),
     }
-    with pytest.raises(InputError, match="learned queries say absolute boxes"):
+    with pytest.raises(InputError, match="learned and content queries say absolute boxes"):
         with_fields(TrainConfig(), {"model.boxes": "refined"})
     with pytest.raises(InputError, match=r"unknown field model.backbone.widht: did you mean width\?"):
         with_fields(TrainConfig(), {"model.backbone.widht": 3})

@@ -92,7 +92,7 @@ def test_learned_vectors_are_drawn_anew_by_t_fixup_alone():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("queries", ["anchors", "selected"])
+@pytest.mark.parametrize("queries", ["anchors", "selected", "scored"])
 def test_what_starts_with_a_meaning_keeps_it(scheme, queries):
     config = replace(lucid_tools.TINY, queries=queries, denoising=0.4)
     plain, model = made("default", config).state_dict(), made(scheme, config)
@@ -100,7 +100,7 @@ def test_what_starts_with_a_meaning_keeps_it(scheme, queries):
     rare = [name for name in state if name.endswith("category.bias")]
     unmoved = [name for name in state if name.startswith(("heads", "queries")) and ".box.output." in f".{name}"]
     bells = [name for name in state if ".box_bias.shape." in name]
-    selected = queries == "selected"
+    selected = config.selects
     assert (len(rare), len(unmoved), len(bells)) == (3 + selected, 2 * (3 + selected), 6)
     assert all((state[name] == torch.tensor(PRIOR_BIAS)).all() for name in rare)
     assert not any(state[name].any() for name in unmoved)

@@ -236,7 +236,7 @@ def test_an_object_that_nobody_has_has_no_rivals(paper_view):
 def test_statistics_are_those_of_the_last_layer(config):
     made = material(config)
     statistics = asked(made)
-    assert statistics.ranked == (config.queries == "selected")
+    assert statistics.ranked == config.selects
     boxes, scores = [], []
     for part in evaluation_batches(DATA, IMAGES, 1):
         said = made.model(part.images, part.padding)

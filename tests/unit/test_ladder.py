@@ -228,12 +228,12 @@ def test_the_answer_orders_what_each_change_takes_or_brings_and_says_what_the_se
     runs += [result(name=last, seed=seed, ap=0.6) for seed in (0, 1)]
     for name, all_aps in {"rate": (0.5, 0.52), "tail": (0.7, 0.5), "sigmoid": (0.1, 0.1)}.items():
         runs += [result(kind="without", name=name, seed=seed, ap=ap) for seed, ap in enumerate(all_aps)]
-    runs += [result(kind="with", name="sides", ap=0.65)]
+    runs += [result(kind="with", name="bell", ap=0.65)]
     climbed, without_each, apart, with_each, few = ladder.sentences(runs)
     assert climbed == "Going up, the first rung with an AP above 0.01 is selected; lucid-xs has 0.600 ± 0.000."
     assert without_each == "lucid-xs without each, in points of AP: sigmoid -50.0, rate -9.0, tail +0.0."
     assert apart == "Told apart from lucid-xs: sigmoid, rate."
-    assert with_each == "lucid-xs with each, in points of AP: sides +5.0."
+    assert with_each == "lucid-xs with each, in points of AP: bell +5.0."
     assert few == "One seed, which tells nothing of a few points."
 
 

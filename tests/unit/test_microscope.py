@@ -70,7 +70,7 @@ def test_the_view_says_what_the_fast_model_says(seen):
     assert view.logits.shape == said.logits[:, 0].shape
     np.testing.assert_allclose(view.logits, said.logits[:, 0].numpy(), atol=1e-4)
     np.testing.assert_allclose(view.boxes_cxcywh, said.boxes_cxcywh[:, 0].numpy(), atol=1e-4)
-    assert view.has_proposals == (model.config.queries == "selected")
+    assert view.has_proposals == model.config.selects
     assert len(view.row_names) == len(said.logits)
     assert view.row_names[-1] == "layer 3"
 

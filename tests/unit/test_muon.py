@@ -107,11 +107,11 @@ def test_frozen_parts_are_in_no_group_and_backbone_matrices_have_the_backbones_r
 
 
 @pytest.mark.parametrize("backbone", [recipe(name).model.backbone for name in ("lucid-xs", "lucid-s-lite0")])
-@pytest.mark.parametrize("queries", ["selected", "anchors"])
+@pytest.mark.parametrize("queries", ["selected", "scored", "anchors"])
 def test_matrices_lead_from_features_to_features(backbone, queries):
     """Twenty classes are as many outputs as some layers have; an embedding is a matrix in shape alone."""
     config = recipe("lucid-xs").model
-    taught = queries == "selected"
+    taught = queries != "anchors"
     config = replace(config, backbone=backbone, queries=queries, teach_tokens=taught, num_classes=20)
     model = DETR(replace(config, denoising=0.4))
     found = matrices_of(model)
@@ -120,5 +120,6 @@ def test_matrices_lead_from_features_to_features(backbone, queries):
     }
     assert [n for n in found if "category" in n or n.endswith("box.output.weight") or ".stem." in n] == []
     assert all(min(model.get_parameter(name).shape[:2]) >= 16 for name in found)
-    embeddings = {"hints.label.weight"} | ({"queries.content"} if queries == "anchors" else set())
+    own = {"selected": set(), "scored": {"queries.by_score.weight"}, "anchors": {"queries.content"}}
+    embeddings = {"hints.label.weight"} | own[queries]
     assert embeddings | {"heads.category.weight"} <= {n for n, p in model.named_parameters() if p.ndim > 1} - {*found}

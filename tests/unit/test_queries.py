@@ -11,11 +11,12 @@ from lucidetr.layers.box_bias import Grid
 from lucidetr.layers.positions import cell_centres
 from lucidetr.models.detr import DETR
 from lucidetr.models.memory import Memory
-from lucidetr.models.queries import AnchorQueries, SelectedQueries
+from lucidetr.models.queries import AnchorQueries, ScoredQueries, SelectedQueries
 from lucidetr.structures import Predictions
 
 D = TINY.d_model
 SELECTED = replace(TINY, queries="selected", boxes="refined")
+SCORED = replace(SELECTED, queries="scored")
 ANCHORS = replace(TINY, queries="anchors", boxes="refined")
 LEARNED = replace(TINY, queries="learned", boxes="absolute", box_bias="none")
 
@@ -106,6 +107,23 @@ def test_start_boxes_are_clamped_and_carry_no_gradient_but_content_and_proposals
     assert {"category.weight", "project.weight"} <= reached(start.proposals.logits.square().sum())
 
 
+def test_scored_queries_hear_the_box_and_the_score_of_their_token_and_nothing_else_of_it():
+    torch.manual_seed(1)
+    scored, selected = ScoredQueries(replace(SCORED, num_queries=50)), selecting(num_queries=50)
+    selected.load_state_dict(scored.state_dict(), strict=False)
+    memory = remember(padded())
+    start, other = scored(memory), selected(memory)
+    assert torch.equal(start.boxes_cxcywh, other.boxes_cxcywh)
+    assert torch.equal(start.proposals.logits, other.proposals.logits)
+    scores = other.proposals.logits[0].amax(-1)
+    for image, query in ((0, 0), (0, 3), (1, 2)):
+        expected = scored.base + scores[image, query] * scored.by_score.weight[:, 0]
+        torch.testing.assert_close(start.content[image, query], expected)
+    gradients = torch.autograd.grad(start.content.square().sum(), list(scored.parameters()), allow_unused=True)
+    learn = {name for (name, _), g in zip(scored.named_parameters(), gradients, strict=True) if g is not None}
+    assert learn == {"base", "by_score.weight"}
+
+
 def test_anchors_are_the_same_for_every_image_and_lie_in_the_picture():
     torch.manual_seed(0)
     queries = AnchorQueries(replace(ANCHORS, num_queries=40))
@@ -159,7 +177,7 @@ def test_the_ranking_learns_from_the_proposals_alone():
     assert model.queries.category.weight.grad.abs().sum() > 0
 
 
-GROUPED = [replace(config, query_groups=3) for config in (LEARNED, ANCHORS, SELECTED)]
+GROUPED = [replace(config, query_groups=3) for config in (LEARNED, ANCHORS, SELECTED, SCORED)]
 
 
 @pytest.mark.parametrize("config", GROUPED, ids=lambda c: c.queries)
@@ -170,7 +188,7 @@ def test_groups_do_not_see_each_other(config):
         for parameter in model.queries[1].parameters():
             parameter += torch.randn_like(parameter)
     after = model(images, padding)
-    layers = TINY.decoder_layers + (config.queries == "selected")
+    layers = TINY.decoder_layers + config.selects
     assert len(before.logits) == layers * 3
     for row in range(layers * 3):
         same = torch.equal(before.logits[row], after.logits[row])

@@ -43,7 +43,7 @@ def start_from(model: DETR, state: Mapping[str, Tensor], card: ModelCard, catego
             targets = without(targets, suffixes=tuple(new))
             notes.append("the class head by which all tokens are taught is new")
         if config.num_queries != card.model.num_queries:
-            own = [name for name in targets if QUERIES.fullmatch(name)]  # selected queries have none
+            own = [name for name in targets if QUERIES.fullmatch(name)]  # those that are tokens have none
             for name in own:
                 del targets[name], state[name]
             if own:

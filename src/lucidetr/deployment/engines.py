@@ -59,7 +59,7 @@ def sides(config: ModelConfig) -> tuple[int, int | None]:
     """
     strides = config.backbone.strides
     least = strides[-1] + 1
-    if config.queries == "selected":
+    if config.selects:
         cells = math.isqrt(config.num_queries - 1) + 1
         stride = config.fused[-1] if config.fused else strides[-1]
         least = max(least, (cells - 1) * stride + 1)

@@ -76,7 +76,7 @@ def figure(material: Material) -> Figure | None:
     matching = course_of_matching(material.statistics, row_names(config))
     if matching is None:
         return None
-    ranked = config.queries == "selected"
+    ranked = config.selects
     first = (
         "These queries are ranks of tokens, and ranks change with every score, so the first chart says little here"
         if ranked

@@ -36,7 +36,7 @@ def row_names(config: ModelConfig) -> list[str]:
     ['layer 1', 'layer 1 group 2', 'layer 2', 'layer 2 group 2']
     """
     groups = ["", *(f" group {group + 1}" for group in range(1, config.query_groups))]
-    proposals = [f"proposals{group}" for group in groups] if config.queries == "selected" else []
+    proposals = [f"proposals{group}" for group in groups] if config.selects else []
     beside = [" hints"] if config.denoising else []
     return proposals + [
         f"layer {layer + 1}{each}" for layer in range(config.decoder_layers) for each in beside + groups

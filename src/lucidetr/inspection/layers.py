@@ -148,7 +148,7 @@ def section(material: Material) -> Section:
         material.dataset,
         material.card.images,
         material.card.categories,
-        proposals=material.card.model.queries == "selected",
+        proposals=material.card.model.selects,
     )
     return Section(
         "Layer by layer",

@@ -96,7 +96,7 @@ def look_at(model: DETR, card: ModelCard, sample: Sample, loss: LossConfig) -> V
         image_id=sample.image_id,
         size=sample.size,
         categories=card.categories,
-        has_proposals=model.config.queries == "selected",
+        has_proposals=model.config.selects,
         logits=logits[:, 0].numpy(),
         boxes_cxcywh=boxes_cxcywh[:, 0].numpy(),
         scores=scores.numpy(),

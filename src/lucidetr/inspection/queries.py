@@ -83,7 +83,7 @@ def query_statistics(
         alike[there, there] += similarity(vectors(model, start)).sum(0).cpu().numpy()
         pictures[there, there] += len(part)
         ids += part.image_ids
-    ranked = model.config.queries == "selected"
+    ranked = model.config.selects
     return QueryStatistics(tuple(ids), boxes, scores, labels, matched, alike / pictures.clip(1), ranked)
 
 

@@ -1,7 +1,7 @@
 """The object queries: what the decoder starts from (DETR, section 3.2), and alternatives to the paper's."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -132,6 +132,26 @@ class SelectedQueries(nn.Module):
         return Predictions(logits=logits[None], boxes_cxcywh=boxes[None])
 
 
+class ScoredQueries(SelectedQueries):
+    """Start from the selected tokens' boxes and scores, not from what they are.
+
+    A query must look at the picture to say what is there. (After mixed query selection, Zhang et al. 2023, DINO, where
+    content is learned for each rank; a score says more than a rank, and goes with any number of queries.)
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.base = nn.Parameter(torch.randn(config.d_model))  # what a query of score 0 starts from
+        self.by_score = nn.Linear(1, config.d_model, bias=False)
+
+    def forward(self, memory: Memory) -> Start:
+        """Return content that follows the score alone, the best tokens' boxes, best first, and the proposals."""
+        start = super().forward(memory)
+        assert start.proposals is not None
+        score = start.proposals.logits[0].detach().amax(-1, keepdim=True)
+        return replace(start, content=self.base + self.by_score(score))
+
+
 def pick(values: Float[Tensor, "batch token channel"], chosen: Tensor) -> Float[Tensor, "batch query channel"]:
     """Return the chosen tokens' values, in the order chosen."""
     return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
@@ -142,6 +162,7 @@ QUERIES = {
     "content": ContentQueries,
     "anchors": AnchorQueries,
     "selected": SelectedQueries,
+    "scored": ScoredQueries,
 }
 
 

@@ -1,9 +1,10 @@
 """What the queries begin with: a place of their own, a box, or the best guesses of the picture's tokens.
 
-(DETR, section 3.2; DAB-DETR, Liu et al. 2022, section 4; two-stage Deformable DETR, Zhu et al. 2021, section 4.2.)
+(DETR, section 3.2; DAB-DETR, Liu et al. 2022, section 4; two-stage Deformable DETR, Zhu et al. 2021, section 4.2; DINO,
+Zhang et al. 2023, section 3.4.)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,7 +43,8 @@ def queries(here: Scope, memory: Memory) -> Start:
 
     Only the first group outlives training.
     """
-    begin = {"learned": learned, "content": contents, "anchors": anchors, "selected": selected}[here.config.queries]
+    kinds = {"learned": learned, "content": contents, "anchors": anchors, "selected": selected, "scored": scored}
+    begin = kinds[here.config.queries]
     if here.config.query_groups == 1:
         return begin(here, memory)
     groups = here.config.query_groups if here.training else 1
@@ -143,6 +145,18 @@ def selected(here: Scope, memory: Memory) -> Start:
     )
     boxes = here.record("boxes_cxcywh", within(proposed.detach()))
     return Start(content=content, boxes_cxcywh=boxes, proposals=proposals)
+
+
+def scored(here: Scope, memory: Memory) -> Start:
+    """Return the selected tokens' boxes and proposals; of what the tokens are, queries hear the score alone.
+
+    So they must look at the picture to say what is there. The score comes without gradient, as the boxes do.
+    """
+    start = selected(here, memory)
+    assert start.proposals is not None
+    score = start.proposals.logits[0].detach().amax(dim=-1)
+    content = here.record("content", here["base"] + score[:, :, None] * here["by_score.weight"][:, 0])
+    return replace(start, content=content)
 
 
 def guessed_boxes(
