@@ -146,6 +146,8 @@ FAULTS = {
         "costs = cost[layer, image, query]",
     ),
     "criterion/set_loss.py taught": ("objects=times * norm.objects", "objects=norm.objects"),
+    "models/queries.py score": ("logits[0].detach().amax(-1", "logits[0].amax(-1"),
+    "models/queries.py base": ("content=self.base + score", "content=score"),
     "models/queries.py taught": (
         "logits = self.taught_category(tokens).masked_fill(padding[..., None], SILENT)",
         "logits = self.taught_category(tokens)",

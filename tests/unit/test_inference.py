@@ -48,7 +48,7 @@ def answers(model: nn.Module, precision: str = "fp32"):
     ("name", "changes"),
     [(name, {}) for name in ("detr-r50", "detr-r50-dc5", "lucid-xs", "lucid-s-lite0", "lucid-m")]
     + [("lucid-xs", {"box_bias": "gaussian", "boxes": "refined_twice"})]
-    + [("lucid-xs", {"box_bias": "rpb", "boxes": "refined"})],
+    + [("lucid-xs", {"queries": "selected", "boxes": "refined"})],
 )
 def test_the_quick_network_says_the_same(name, changes):
     model = network(replace(RECIPES[name].model, **changes)).double()

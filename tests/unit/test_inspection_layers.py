@@ -101,7 +101,7 @@ def test_the_overlap_decides_what_is_a_duplicate():
     assert dropped.suppressed[0, 0] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("queries", ["anchors", "selected"])
+@pytest.mark.parametrize("queries", ["anchors", "selected", "scored"])
 def test_a_small_model_makes_a_section_whose_last_layer_is_the_answer(queries):
     torch.manual_seed(0)
     dataset = open_dataset("generated:digits?size=64&digit=14-24&objects=1-3&train=1&val=6", "val")
@@ -109,7 +109,7 @@ def test_a_small_model_makes_a_section_whose_last_layer_is_the_answer(queries):
     card = ModelCard(config, IMAGES, dataset.annotations.categories, "lucid-xs")
     material = Material(Path("."), TrainConfig(), DETR(config).eval(), card, dataset, (0,), [], [])
     made = section(material)
-    first = ["proposals"] if queries == "selected" else []
+    first = ["proposals"] if config.selects else []
     _, rows = made.tables[0]
     assert [row[0] for row in rows] == ["after", *first, "layer 1", "layer 2", "layer 3"]
     assert rows[-1][1] == f"{material.evaluation.average_precision:.3f}"

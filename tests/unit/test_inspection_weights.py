@@ -74,8 +74,9 @@ def test_parts_follow_the_way_of_the_data():
     assert places == sorted(places)
 
 
-def test_vectors_are_the_parameters_of_one_axis():
-    model = DETR(replace(TINY, queries="selected", denoising=0.4))
+@pytest.mark.parametrize("queries", ["selected", "scored"])
+def test_vectors_are_the_parameters_of_one_axis(queries):
+    model = DETR(replace(TINY, queries=queries, denoising=0.4))
     for name, parameter in model.named_parameters():
         assert is_vector(name) == (parameter.ndim == 1), name
 

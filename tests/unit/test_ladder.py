@@ -239,7 +239,7 @@ def test_the_answer_orders_what_each_change_takes_or_brings_and_says_what_the_se
 
 def test_the_figure_has_a_bar_for_every_run_and_a_line_for_lucid_xs():
     last = LADDER[-1].name
-    runs = [result(name=last, ap=0.6), result(kind="without", name="rate", ap=0.5), result(kind="with", name="sides")]
+    runs = [result(name=last, ap=0.6), result(kind="without", name="rate", ap=0.5), result(kind="with", name="bell")]
     figure = Figure()
     ladder.draw_ladder(figure, runs)
     for axes, width, rows in zip(figure.axes, (0.6, 0.5, 0.25), (LADDER, LADDER[1:], BESIDES), strict=True):

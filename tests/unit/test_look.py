@@ -38,9 +38,10 @@ MODELS = {
     "no encoder": replace(PAPER, encoder_layers=0),
     "anchors": TINY,
     "selected": replace(TINY, queries="selected", boxes="refined_twice"),
+    "scored": replace(TINY, queries="scored", box_bias="rpb"),
 }
 ROWS = ["layer 1", "layer 2", "layer 3"]
-FIRST = {"anchors": ["start"], "selected": ["proposals"]}
+FIRST = {"anchors": ["start"], "selected": ["proposals"], "scored": ["proposals"]}
 
 
 def build(name):
@@ -74,7 +75,7 @@ def looked(request):
 def test_the_rows_are_what_the_queries_start_from_and_the_layers(looked):
     name, _, view, said = looked
     assert said["rows"] == FIRST.get(name, []) + ROWS
-    assert said["ranked"] == (name == "selected")
+    assert said["ranked"] == MODELS[name].selects
     assert said["image"] == {"width": 150, "height": 100}
     assert said["num_queries"] == view.logits.shape[1]
     for each in said["queries"]:

@@ -120,6 +120,6 @@ def test_matrices_lead_from_features_to_features(backbone, queries):
     }
     assert [n for n in found if "category" in n or n.endswith("box.output.weight") or ".stem." in n] == []
     assert all(min(model.get_parameter(name).shape[:2]) >= 16 for name in found)
-    own = {"selected": set(), "scored": {"queries.by_score.weight"}, "anchors": {"queries.content"}}
+    own = {"selected": set(), "scored": set(), "anchors": {"queries.content"}}
     embeddings = {"hints.label.weight"} | own[queries]
     assert embeddings | {"heads.category.weight"} <= {n for n, p in model.named_parameters() if p.ndim > 1} - {*found}

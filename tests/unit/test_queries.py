@@ -117,11 +117,11 @@ def test_scored_queries_hear_the_box_and_the_score_of_their_token_and_nothing_el
     assert torch.equal(start.proposals.logits, other.proposals.logits)
     scores = other.proposals.logits[0].amax(-1)
     for image, query in ((0, 0), (0, 3), (1, 2)):
-        expected = scored.base + scores[image, query] * scored.by_score.weight[:, 0]
+        expected = scored.base + scores[image, query] * scored.by_score
         torch.testing.assert_close(start.content[image, query], expected)
     gradients = torch.autograd.grad(start.content.square().sum(), list(scored.parameters()), allow_unused=True)
     learn = {name for (name, _), g in zip(scored.named_parameters(), gradients, strict=True) if g is not None}
-    assert learn == {"base", "by_score.weight"}
+    assert learn == {"base", "by_score"}
 
 
 def test_anchors_are_the_same_for_every_image_and_lie_in_the_picture():

@@ -266,7 +266,7 @@ def test_the_recipe_is_a_diff():
     rows = card.recipe_table(replace(RECIPES["detr-r50"], out="somewhere", steps=3, recipe="mine"))
     assert rows == [["setting", "detr-r50 (the paper)", "mine"]]
     named = {row[0]: row[1:] for row in card.recipe_table(RECIPES["lucid-xs"])}
-    assert named["model.queries"] == ["learned", "selected"]
+    assert named["model.queries"] == ["learned", "scored"]
 
 
 def test_data_are_counted(material):

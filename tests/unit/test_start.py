@@ -98,9 +98,11 @@ def test_the_same_classes_in_another_order_follow_their_names():
         assert torch.equal(model.state_dict()[name], state[name][[2, 0, 1]]), name
 
 
-def test_selected_queries_may_be_more_without_being_new():
-    state, card = weights_of(SELECTED)
-    model = DETR(replace(SELECTED, num_queries=9))
+@pytest.mark.parametrize("queries", ["selected", "scored"])
+def test_queries_of_tokens_may_be_more_without_being_new(queries):
+    config = replace(SELECTED, queries=queries)
+    state, card = weights_of(config)
+    model = DETR(replace(config, num_queries=9))
     assert start_from(model, dict(state), card, KNOWN) == ["all weights start from lucid-zoo"]
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 

@@ -348,8 +348,8 @@ def own_boxes(shares: Sequence[Float[np.ndarray, " decoder_layer_and_one"]]) -> 
         name="pictures-own-boxes",
         title="All pictures: how much of a query's attention lies in its own box",
         chart=chart(5, 3.2, draw),
-        healthy="Bars stand well above the dashed line, which is what attention gives that goes everywhere alike. A "
-        "selected query can do without: its token knows what lies there, and then the maps below mean little.",
+        healthy="Bars stand well above the dashed line, which is what attention gives that goes everywhere alike. "
+        "Selected queries can do without: their tokens know what lies there. Then the maps below mean little.",
         warnings=tuple(away),
     )
 

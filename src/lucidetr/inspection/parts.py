@@ -28,13 +28,15 @@ def block_of(part: str) -> str:
 
 
 def is_vector(name: str) -> bool:
-    """Say whether a parameter is a bias or belongs to a norm: few numbers, of another size than a part's matrices.
+    """Say whether a parameter is a bias, belongs to a norm, or makes the content of scored queries.
+
+    These are few numbers, of another size than a part's matrices.
 
     >>> [is_vector(name) for name in ("projection.weight", "projection.bias", "decoder.norm.weight", "x.norm1.weight")]
     [False, True, True, True]
     """
     *_, owner, kind = ("", *name.split("."))
-    return kind == "bias" or owner.startswith("norm")
+    return kind in ("bias", "base", "by_score") or owner.startswith("norm")
 
 
 def by_part(names: Iterable[str]) -> dict[str, list[str]]:

@@ -13,14 +13,7 @@ from lucidetr.layers.feed_forward import FeedForward
 from lucidetr.models.backbones import BasicBlock, Bottleneck
 from lucidetr.models.efficientnet import InvertedBottleneck
 from lucidetr.models.heads import Heads
-from lucidetr.models.queries import (
-    AnchorQueries,
-    ContentQueries,
-    HintQueries,
-    LearnedQueries,
-    ScoredQueries,
-    SelectedQueries,
-)
+from lucidetr.models.queries import AnchorQueries, ContentQueries, HintQueries, LearnedQueries, SelectedQueries
 
 SMALL = 0.02  # the deviation of BERT's weights (Devlin et al. 2019); here the half width of a range
 
@@ -124,8 +117,6 @@ def learned_vectors(part: nn.Module) -> Tensor | None:
         return part.position
     if isinstance(part, (ContentQueries, AnchorQueries)):
         return part.content
-    if isinstance(part, ScoredQueries):
-        return part.base
     return part.label.weight if isinstance(part, HintQueries) else None
 
 

@@ -142,14 +142,14 @@ class ScoredQueries(SelectedQueries):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.base = nn.Parameter(torch.randn(config.d_model))  # what a query of score 0 starts from
-        self.by_score = nn.Linear(1, config.d_model, bias=False)
+        self.by_score = nn.Parameter(torch.randn(config.d_model) / 8)
 
     def forward(self, memory: Memory) -> Start:
         """Return content that follows the score alone, the best tokens' boxes, best first, and the proposals."""
         start = super().forward(memory)
         assert start.proposals is not None
         score = start.proposals.logits[0].detach().amax(-1, keepdim=True)
-        return replace(start, content=self.base + self.by_score(score))
+        return replace(start, content=self.base + score * self.by_score)
 
 
 def pick(values: Float[Tensor, "batch token channel"], chosen: Tensor) -> Float[Tensor, "batch query channel"]:

@@ -27,7 +27,7 @@ SILENT = -50.0  # the logit of a token that is padding, so that, as costs are we
 class Start:
     """Hold what queries bring along: content, and a position (learned queries and contents) or a box (the others).
 
-    `proposals` is what selected queries said before the decoder, supervised as a layer of its own. The queries may be
+    `proposals` is what selected tokens said before the decoder, supervised as a layer of its own. The queries may be
     several groups, as many in each, side by side.
     """
 
@@ -155,7 +155,7 @@ def scored(here: Scope, memory: Memory) -> Start:
     start = selected(here, memory)
     assert start.proposals is not None
     score = start.proposals.logits[0].detach().amax(dim=-1)
-    content = here.record("content", here["base"] + score[:, :, None] * here["by_score.weight"][:, 0])
+    content = here.record("content", here["base"] + score[:, :, None] * here["by_score"])
     return replace(start, content=content)
 
 

@@ -241,14 +241,15 @@ def silent_parameters(model: nn.Module) -> list[str]:
 def silent_by_nature(name: str, config: ModelConfig) -> bool:
     """Say whether a parameter has no gradient by the model's own nature.
 
-    A softmax cannot see the bias of its keys. Learned queries have no content before the first decoder layer, so its
-    self-attention has nothing to choose among (the paper notes that it can be left out).
+    A softmax cannot see the bias of its keys, nor what is added to all scores of a head alike. Learned queries have no
+    content before the first decoder layer, so its self-attention has nothing to choose among (the paper notes that it
+    can be left out).
 
     >>> silent_by_nature("decoder.layers.0.self_attention.value.weight", ModelConfig())
     True
     """
     first = config.queries == "learned" and name.startswith("decoder.layers.0.self_attention.")
-    return first or name.endswith("key.bias")
+    return first or name.endswith(("key.bias", "box_bias.x.output.bias", "box_bias.y.output.bias"))
 
 
 def learn_by_heart(config: TrainConfig, model: nn.Module, dataset: Dataset, precision: Precision) -> str:
