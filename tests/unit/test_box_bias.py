@@ -130,6 +130,17 @@ def test_side_biases_are_their_definition_cell_by_cell():
         torch.testing.assert_close(found[b, :, q, r * 4 + c], expected, rtol=1e-6, atol=1e-6)
 
 
+def test_before_anything_is_learned_every_head_looks_into_the_box():
+    torch.manual_seed(1)
+    bias, grid = SidesBias(d_model=8, num_heads=4).double(), even_grid(20, 20)
+    boxes = torch.tensor([[[0.3, 0.6, 0.2, 0.3], [0.75, 0.2, 0.1, 0.2]]], dtype=torch.float64)
+    look = bias(torch.zeros(1, 2, 8, dtype=torch.float64), boxes, grid)[0].softmax(-1)
+    offset = (grid.centres()[0] - boxes[0, :, None, :2]).abs() / boxes[0, :, None, 2:]
+    inside = (offset < 0.5).all(-1)
+    assert inside.double().mean(-1).tolist() == pytest.approx([0.06, 0.02])
+    assert (look * inside).sum(-1).min() > 0.7
+
+
 def test_equal_distances_from_the_sides_are_an_equal_bias():
     torch.manual_seed(2)
     bias, grid = SidesBias(d_model=8, num_heads=3).double(), even_grid(8, 10)

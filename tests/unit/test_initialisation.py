@@ -9,6 +9,7 @@ from torch import nn
 
 import lucid_tools
 from lucidetr.config import BackboneConfig, ModelConfig
+from lucidetr.layers.box_bias import FENCE
 from lucidetr.models.detr import DETR
 from lucidetr.models.heads import PRIOR_BIAS
 
@@ -111,11 +112,14 @@ def test_what_starts_with_a_meaning_keeps_it(scheme, queries):
     assert {f"{name}.weight" for name in matrices} <= drawn
 
 
-def test_a_learned_function_of_the_sides_is_drawn_as_any_layer():
+def test_a_learned_function_of_the_sides_is_drawn_as_any_layer_but_for_its_fence():
     config = replace(lucid_tools.TINY, box_bias="rpb")
     x = made("uniform", config).decoder.layers[0].box_bias.x
-    assert 0.015 < x.hidden.weight.abs().max() <= 0.02
+    assert 0.015 < x.hidden.weight[2:].abs().max() <= 0.02
+    assert x.output.weight[:, 2:].abs().max() <= 0.02
     assert not x.hidden.bias.any()
+    assert x.hidden.weight[:2].tolist() == [[-1, 0], [0, 1]]
+    assert (x.output.weight[:, :2] == -FENCE).all()
 
 
 def test_residual_branches_have_the_last_word():

@@ -16,6 +16,7 @@ from lucidetr.layers.feed_forward import TwoLayers
 SMALLEST_WIDTH = 0.02  # of the picture: no bell is narrower than about a cell
 LARGEST_LOG = 3.0
 RPB_HIDDEN = 64
+FENCE = 40.0  # by how much scores fall at the start from a side of the box to a place a whole picture away
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,12 +106,25 @@ def stretch(distance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 class SidesBias(nn.Module):
-    """Learn a bias from the distances of a cell to the box's four sides (Lin et al. 2023, Plain DETR: BoxRPB)."""
+    """Learn a bias from the distances of a cell to the box's four sides (Lin et al. 2023, Plain DETR: BoxRPB).
+
+    At the start every head looks into the box: nothing speaks against a cell in it, and the farther outside a cell
+    lies, the more.
+    """
 
     def __init__(self, d_model: int, num_heads: int):
         super().__init__()
         self.x = TwoLayers(2, RPB_HIDDEN, num_heads)
         self.y = TwoLayers(2, RPB_HIDDEN, num_heads)
+        self.fence()
+
+    @torch.no_grad()
+    def fence(self) -> None:
+        """Let two hidden units of each axis say how far outside of the box a cell lies, and count against it."""
+        for layers in (self.x, self.y):
+            layers.hidden.weight[:2] = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
+            layers.hidden.bias[:2] = 0.0
+            layers.output.weight[:, :2] = -FENCE
 
     def forward(
         self,

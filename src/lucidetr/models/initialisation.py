@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lucidetr.config import ModelConfig
 from lucidetr.layers.attention import MultiHeadAttention
-from lucidetr.layers.box_bias import GaussianBias
+from lucidetr.layers.box_bias import GaussianBias, SidesBias
 from lucidetr.layers.feed_forward import FeedForward
 from lucidetr.models.backbones import BasicBlock, Bottleneck
 from lucidetr.models.efficientnet import InvertedBottleneck
@@ -49,7 +49,7 @@ def redraw(model: nn.Module, config: ModelConfig) -> None:
     """Draw every matrix and kernel by the config's rule, and set the biases of these layers to 0.
 
     Layers whose start has a meaning keep it: class biases that say how rare objects are, box heads that begin at no
-    move, bells inside their boxes. Norms stay at 1 and 0, learned vectors as they are.
+    move, attention that looks into the box. Norms stay at 1 and 0, learned vectors as they are.
     """
     rule, (rare, settled) = RULES[config.initialisation], meant(model, config)
     for part in model.modules():
@@ -57,6 +57,9 @@ def redraw(model: nn.Module, config: ModelConfig) -> None:
             rule(part.weight)
             if part.bias is not None and part not in rare:
                 nn.init.zeros_(part.bias)
+    for part in model.modules():
+        if isinstance(part, SidesBias):
+            part.fence()
 
 
 def meant(model: nn.Module, config: ModelConfig) -> tuple[set[nn.Module], set[nn.Module]]:
