@@ -27,7 +27,7 @@ def test_examples_run(walked):
     assert failures == 0
 
 
-@pytest.mark.parametrize(("part", "trace", "number"), [(0, "trace", 30), (1, "lucid_trace", 18)])
+@pytest.mark.parametrize(("part", "trace", "number"), [(0, "trace", 30), (1, "lucid_trace", 19)])
 def test_tables_list_the_shapes_of_a_real_picture(walked, part, trace, number):
     rows = ROW.findall(PAGE.read_text().split(OPTIONS)[part])
     assert len(rows) == number

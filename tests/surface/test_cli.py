@@ -110,7 +110,7 @@ def test_version():
         (["train", "detr-xs", "--steps", "1", "--out", "x", "--data", TINY, "--batch", "0"], "--batch = 0: choose"),
         (["train", "detr-xs", "--model.num-querys", "3"], "--model.num-queries"),
         (["train", "detr-xs", "--model.num-queries", "0"], "model.num_queries = 0: choose at least 1"),
-        (["train", "detr-xs", "--model.boxes", "refined"], "learned queries say absolute boxes"),
+        (["train", "detr-xs", "--model.boxes", "refined"], "learned and content queries say absolute boxes"),
         (["train", "lucid-xs", "--loss.classification", "cross_entropy"], "choose focal, varifocal, ia_bce or mal"),
         (["train", "lucid-xs", "--model.fused", "12"], "model.fused = (12,): choose from 8, 4"),
         (["train", "detr-xs", "--epoch", "3"], "--epochs"),
