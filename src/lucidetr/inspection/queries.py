@@ -101,9 +101,8 @@ def vectors(model: DETR, start: Start) -> list[Float[Tensor, "batch query d_mode
     if start.boxes_cxcywh is not None:
         of_boxes: Callable[[Tensor], Tensor] = model.decoder.position  # type: ignore[assignment]
         position = of_boxes(start.boxes_cxcywh)
-    if model.config.queries == "scored":  # their contents are points of one line
-        return [position] if position is not None else []
-    return [part for part in (start.content, position) if part is not None and bool(part.any())]
+    content = None if model.config.queries == "scored" else start.content  # scored: points of one line
+    return [part for part in (content, position) if part is not None and bool(part.any())]
 
 
 def similarity(parts: list[Float[Tensor, "batch query d_model"]]) -> Float[Tensor, "batch query query"]:
