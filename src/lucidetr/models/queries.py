@@ -141,7 +141,8 @@ class ScoredQueries(SelectedQueries):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.base = nn.Parameter(torch.randn(config.d_model))  # what a query of score 0 starts from
+        # what a query of score 0 starts from: little, so that what it sees soon outweighs it
+        self.base = nn.Parameter(0.3 * torch.randn(config.d_model))
         self.by_score = nn.Parameter(torch.randn(config.d_model) / 8)
 
     def forward(self, memory: Memory) -> Start:
