@@ -91,9 +91,9 @@ class ModelConfig:
     num_queries: int = 100
     """Object queries N: the most objects that can be found in one image."""
     queries: Literal["learned", "content", "anchors", "selected", "scored"] = "learned"
-    """What queries start from: a learned position each and no content (the paper), a learned content each and no
-    position, a learned box and content each, or the tokens of the memory that look most like objects, whose guesses
-    are supervised as a layer of their own; scored: of these their boxes and scores alone, not what they are."""
+    """What queries start from. learned: a position each and no content (the paper); content: a content each and no
+    position; anchors: a box and a content each; selected: the tokens of the memory that look most like objects, whose
+    guesses are supervised as a layer of their own; scored: of these boxes and scores alone, not what they are."""
     query_groups: int = 1
     """Sets of queries that learn side by side, unseen by each other; only the first is left after training."""
     denoising: float = 0.0
@@ -107,8 +107,8 @@ class ModelConfig:
     """In training, let every token say a class and a box, and not only those that are selected; each object teaches
     loss.tokens_per_object of them (one to many: Jia et al. 2023; Zong et al. 2023)."""
     box_bias: Literal["none", "gaussian", "rpb"] = "none"
-    """What cross-attention knows of a query's box: nothing (the paper), a bell around learned points of it for each
-    head, or a learned function of the distances to its four sides. Attention stays dense either way."""
+    """What cross-attention knows of a query's box. none: nothing (the paper); gaussian: for each head a bell around
+    learned points of it; rpb: a learned function of the distances to its four sides. Attention stays dense."""
     shared_heads: bool = True
     """One class and box head for all decoder layers (the paper), or one for each."""
     dropout: float = 0.1
