@@ -93,7 +93,8 @@ def along_one_axis(
     """Return the bias of each row (or column), computed by two layers from its distances to the box's two sides."""
     sides = torch.stack([centre - size / 2, centre + size / 2], dim=-1)
     distance = stretch(places[:, None, :, None] - sides[:, :, None, :])
-    return layers(distance).permute(0, 3, 1, 2).contiguous().to(centre.dtype)  # heads innermost cannot be exported
+    bias = layers(distance).permute(0, 3, 1, 2).to(centre.dtype)
+    return bias.contiguous()  # with heads innermost, torch.export asks how large the picture is
 
 
 def stretch(distance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
