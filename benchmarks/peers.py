@@ -198,7 +198,7 @@ class Way:
     def prepare(self, peer: Any, device: torch.device) -> nn.Module:
         """Return the peer in its memory format on a device, a GPU's attention fused."""
         if device.type != "cpu":
-            peer.set_attn_implementation("sdpa")
+            peer.set_attn_implementation({"": "sdpa"})  # of the detector; its ResNet knows no attention
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return peer.to(device).to(memory_format=layout).train()
 

@@ -146,6 +146,13 @@ def test_all_contenders_share_their_images(bench):
     assert (ours.batch, peer.batch, peer.optimiser.lr) == (16, 4, 1e-3)
 
 
+@pytest.mark.parametrize("name", ["transformers-detr", "transformers-rtdetrv2", "transformers-dfine"])
+def test_a_gpu_fuses_a_peers_attention(peers, name):
+    peer = peers.Way("bf16", channels_last=True).prepare(peers.build(name, 10), torch.device("meta"))
+    assert peer.config._attn_implementation == "sdpa"
+    assert {parameter.device.type for parameter in peer.parameters()} == {"meta"}
+
+
 def test_all_contenders_get_the_queries_and_turns_that_are_asked_for(bench, peers):
     plain, asked = (
         bench.Bench(options, bench.Journal(Path("none")))
