@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import measure
+from lucidetr.errors import InputError
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 Line = dict[str, Any]
@@ -16,6 +17,8 @@ Line = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fill the tables of docs/performance.md, or of the page that is given; print what was filled."""
     page = Path(arguments[0]) if arguments else PAGE
+    if not page.is_file():
+        raise InputError(f"no page {page}: python -m benchmarks table [PAGE] fills the tables of a page")
     lines = [json.loads(text) for text in measure.RESULTS.read_text(encoding="utf-8").splitlines()]
     text = page.read_text(encoding="utf-8")
     for name, table in TABLES.items():
