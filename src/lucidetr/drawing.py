@@ -1,6 +1,7 @@
 """Boxes, names and scores onto a picture."""
 
 import colorsys
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -41,9 +42,9 @@ def draw_boxes(
     picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
     short = min(picture.size)
     line, letters = max(1, round(short / 250)), max(9, round(short / 35))
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(letters)
+    pen, fonts = ImageDraw.Draw(picture), {plain: font_of(plain, letters) for plain in {c.isascii() for c in captions}}
     for box, caption, label in reversed(list(zip(boxes_xyxy.tolist(), captions, labels, strict=True))):
-        ink = colour(label)
+        ink, font = colour(label), fonts[caption.isascii()]
         left, top, right, bottom = _inside(box, picture.size)
         pen.rectangle((left, top, right, bottom), outline=ink, width=line)
         _, _, width, height = pen.textbbox((0, 0), caption, font=font)
@@ -52,6 +53,18 @@ def draw_boxes(
         pen.rectangle((x, y, x + width + 2, y + height + 2), fill=ink)
         pen.text((x + 1, y), caption, fill=(0, 0, 0), font=font)
     return picture
+
+
+def font_of(plain: bool, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own font, or, for text that is not plain ASCII, DejaVu Sans, which matplotlib brings along.
+
+    DejaVu Sans has the letters of most scripts, but for those of China, Japan and Korea, which become boxes.
+    """
+    if plain:
+        return ImageFont.load_default(size)
+    import matplotlib as mpl
+
+    return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def _inside(box: list[float], size: tuple[int, int]) -> tuple[float, float, float, float]:

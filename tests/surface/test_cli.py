@@ -139,6 +139,7 @@ def test_mistakes_are_refused_with_the_way_out(tmp_path, arguments, said):
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("precious")
+    (tmp_path / "full" / "demo").write_text("a program of that name")
     (tmp_path / "file").write_text("")
     before = tree(tmp_path)
     assert said in lucidetr(*arguments, cwd=tmp_path, status=2)
@@ -315,6 +316,10 @@ def test_the_demo_leaves_what_it_says_and_replaces_only_itself(tmp_path):
     (tmp_path / "demo" / "left.txt").write_text("of the last demo")
     lucidetr(*command)
     assert not (tmp_path / "demo" / "left.txt").exists()
+    (tmp_path / "demo" / "left.txt").write_text("of the last demo")
+    lucidetr(*command[:-1], "generated:nonsense", status=2)
+    lucidetr(*command[:3], "--minutes", 0, *command[5:], status=2)
+    assert (tmp_path / "demo" / "left.txt").exists(), "the last demo went before the new one could start"
 
 
 def test_python_and_command_line_agree(trained, tmp_path):
@@ -332,3 +337,16 @@ def test_python_and_command_line_agree(trained, tmp_path):
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         _ = package.laod
     assert Path(package.__file__).name == "__init__.py"
+
+
+def test_doctor_says_names_that_are_no_text(tmp_path):
+    lucidetr("data", "convert", TINY, tmp_path / "set", "--to", "yolo")
+    name = os.fsdecode(b"\xff.png")
+    shutil.copy(tmp_path / "set/images/train/000001.png", tmp_path / "set/images/train" / name)
+    command = [sys.executable, "-m", "lucidetr", "doctor", "set", "--all", "--json", "found.json"]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, cwd=tmp_path, env=strict, capture_output=True, text=True, check=False)
+    assert "\\udcff.png" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr
+    texts = [finding["text"] for finding in json.loads((tmp_path / "found.json").read_text())["findings"]]
+    assert any(name in text for text in texts)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lucidetr.cli.data import run as data_verb
 from lucidetr.config import AugmentationConfig, ImageConfig, TrainConfig
@@ -57,6 +57,46 @@ def test_a_turned_photo_is_set_upright(tmp_path, orientation):
     exif[0x0112] = orientation
     stored.save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0).numpy(), picture())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_photo_with_a_damaged_note_is_set_upright_too(tmp_path):
+    """As some telephones write them: Pillow then fails to write the note anew, for which nobody asked."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0110], exif[0x011A] = 6, "model", 72.0
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif)
+    upright, content = read_image(tmp_path / "a.jpg"), (tmp_path / "a.jpg").read_bytes()
+    start, failures = content.index(b"Exif\0\0") + 6, 0
+    for place in range(start + 8, start + 60):  # types, counts and places of the tags
+        for value in (0x00, 0x0C, 0xFF):
+            changed = content[:place] + bytes([value]) + content[place + 1 :]
+            (tmp_path / "b.jpg").write_bytes(changed)
+            with Image.open(tmp_path / "b.jpg") as image:
+                image.load()
+                try:
+                    kept = image.getexif().get(0x0112) == 6
+                    ImageOps.exif_transpose(image)
+                    continue
+                except Exception:  # noqa: BLE001  which ones is Pillow's to say
+                    failures += kept
+            if kept:
+                assert torch.equal(read_image(tmp_path / "b.jpg"), upright)
+    assert failures, "Pillow transposes them all now"
+
+
+def test_a_picture_without_pixels_is_refused():
+    for empty in (np.zeros((0, 4, 3), np.uint8), torch.zeros((3, 4, 0), dtype=torch.uint8)):
+        with pytest.raises(InputError, match="has no pixels"):
+            as_image(empty)
+
+
+def test_what_is_generated_is_not_looked_for_in_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "val").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "val" / "000001.png")
+    dataset = open_dataset(FEW, "val")
+    assert dataset.file(0) is None
+    assert dataset.subset(np.array([0]), "one").file(0) is None
 
 
 def test_pixel_modes_have_one_meaning(tmp_path):

@@ -331,6 +331,12 @@ def yaml_line(old: str, new: str):
     return plant
 
 
+def listed_twice(folder: Path) -> None:
+    pictures = sorted((folder / "images" / "train").iterdir())
+    (folder / "train.txt").write_text("".join(f"images/train/{path.name}\n" for path in [*pictures, pictures[0]]))
+    yaml_line("train: images/train", "train: train.txt")(folder)
+
+
 YOLO = {
     "label-line": (line("0 0.5 0.5 0.1"), r"000001\.txt, line 1: 3 numbers after the class"),
     "label-class": (line("12 0.5 0.5 0.1 0.1"), r"000001\.txt, line 1: class 12 is not among the names 0 … 9"),
@@ -341,6 +347,7 @@ YOLO = {
     "no-labels": (lambda f: [p.unlink() for p in (f / "labels/train").iterdir()], "none of 20 pictures has a label"),
     "yaml": (yaml_line("nc: 10", "nc: 11"), r"data\.yaml: nc is 11 but there are 10 names"),
     "box-no-area": (line("0 0.5 0.5 0 0.1"), r"000001\.txt, line 1: box .* has no area"),
+    "image-listed-twice": (listed_twice, r"000001\.png is listed twice in train"),
 }
 
 
@@ -353,10 +360,20 @@ def xml(old: str, new: str):
     return plant
 
 
+def other_filename(folder: Path) -> None:
+    (folder / "train" / "9.png").write_bytes((folder / "train" / "000003.png").read_bytes())
+    xml("<filename>000001.png", "<filename>9.png")(folder)
+
+
 VOC = {
     "voc-file": (xml("<annotation>", "<annotatio>"), r"000001\.xml: not XML"),
     "voc-object": (xml("<name>", "<naem></naem><nam>"), r"000001\.xml"),
     "image-size": (xml("<width>64", "<width>0"), r"000001\.xml: <size> says 0 × 64"),
+    "image-listed-twice": (
+        xml("<filename>000001", "<filename>000002"),
+        r"000002\.xml: its picture .*000002\.png is that of 000001\.xml, too",
+    ),
+    "filename-other": (other_filename, r"000001\.xml: <filename> says 9\.png, though 000001\.png is there"),
     "size-differs": (xml("<width>64", "<width>65"), r"stated as 65 × 64 but .*000001\.png is 64 × 64"),
     "box-reversed": (
         lambda f: (f / "train" / "000001.xml").write_text(

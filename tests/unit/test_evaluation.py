@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,26 @@ def test_an_annotation_id_of_zero_changes_nothing():
     zero, found = make_set(3, first_annotation_id=0)
     one, _ = make_set(3, first_annotation_id=1)
     assert evaluate(zero, found).numbers == evaluate(one, found).numbers
+
+
+def test_ids_that_no_double_tells_apart_are_told_apart():
+    """Timestamps and hashes, above 2⁵³, as they are common as ids."""
+    annotations, found = make_set(3)
+    high = 2**61
+    others = replace(
+        annotations,
+        image_ids=high + np.arange(len(annotations)),
+        categories=Categories(ids=(high, high + 1, high + 2), names=("a", "b", "c")),
+    )
+    theirs = [replace(each, categories=others.categories) for each in found]
+    assert evaluate(others, theirs).numbers == evaluate(annotations, found).numbers
+
+
+def test_categories_keep_their_own_numbers_whatever_the_order_of_their_ids():
+    annotations, found = make_set(3)
+    turned = Categories(ids=(9, 5, 2), names=("a", "b", "c"))
+    theirs = [replace(each, categories=turned) for each in found]
+    assert evaluate(replace(annotations, categories=turned), theirs).per_class == evaluate(annotations, found).per_class
 
 
 def nothing(annotations):

@@ -315,13 +315,45 @@ def test_boxes_of_two_pictures_never_land_in_one_file(yolo, tmp_path, form):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("form", ["coco", "yolo", "voc"])
-def test_a_picture_listed_twice_is_not_written(yolo, tmp_path, form):
-    """The COCO reader would refuse it, in the other forms its boxes would be there once."""
+def test_a_picture_listed_twice_is_refused(yolo):
+    """Set aside at random, it would be in both halves."""
     text(yolo / "list.txt", "images/train/a.jpg\nimages/train/a.jpg\n")
     text(yolo / "data.yaml", "train: list.txt\nnames: [cat, dog]\n")
-    with pytest.raises(InputError, match=r"a\.jpg and a\.jpg would share one file of boxes; list it once"):
-        write_splits(open_splits(str(yolo)), tmp_path / "new", form)
+    with pytest.raises(InputError, match=r"the picture .*a\.jpg is there twice: .*; list it once"):
+        open_dataset(str(yolo), "train")
+
+
+def test_files_of_voc_that_name_one_picture_are_refused(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.jpg")
+        box = "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
+        size = "<size><width>40</width><height>30</height></size>"
+        thing = f"<object><name>cat</name><bndbox>{box}</bndbox></object>"
+        text(tmp_path / f"{name}.xml", f"<annotation><filename>a.jpg</filename>{size}{thing}</annotation>")
+    with pytest.raises(InputError, match=r"a\.jpg is there twice: a\.xml and b\.xml; correct <filename>"):
+        open_dataset(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("shape", ["[2, 2]", "[2, 3]"])
+def test_key_points_of_poses_are_passed_over(yolo, shape):
+    more = " 0.45" * (4 if shape == "[2, 2]" else 6)
+    text(yolo / "data.yaml", f"train: images/train\nnames: [cat, dog]\nkpt_shape: {shape}\n")
+    text(yolo / "labels" / "train" / "a.txt", f"1 0.5 0.5 0.2 0.4{more}\n")
+    boxes = open_dataset(str(yolo), "train").annotations.boxes_xywh
+    assert np.allclose(boxes, [[16, 9, 8, 12]])
+    text(yolo / "labels" / "train" / "a.txt", "1 0.5 0.5 0.2 0.4 0.1 0.1\n")
+    with pytest.raises(InputError, match=r"a\.txt, line 1: 6 numbers after the class; expected x y width height and"):
+        open_dataset(str(yolo), "train")
+    text(yolo / "data.yaml", "train: images/train\nnames: [cat, dog]\nkpt_shape: 17\n")
+    with pytest.raises(InputError, match=r"kpt_shape is 17; expected \[points, 2 or 3 numbers of each\]"):
+        open_dataset(str(yolo), "train")
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "@eaDir"])
+def test_folders_of_programs_hold_no_pictures(yolo, hidden):
+    before = len(open_dataset(str(yolo), "train"))
+    picture(yolo / "images" / "train" / hidden / "a.jpg")
+    assert len(open_dataset(str(yolo), "train")) == before
 
 
 def test_names_with_a_folder_images_come_back(tmp_path):

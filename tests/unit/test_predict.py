@@ -18,8 +18,9 @@ from lucidetr.cli.predict import kinds_of
 from lucidetr.data.decoding import read_image
 from lucidetr.deployment.detector import Detector
 from lucidetr.deployment.inputs import Frame, Source, find_sources, safe_names
-from lucidetr.deployment.outputs import WRITERS, Drawn
+from lucidetr.deployment.outputs import MADE, WRITERS, Drawn
 from lucidetr.deployment.predict import predict_files
+from lucidetr.drawing import draw_boxes
 from lucidetr.errors import InputError
 from lucidetr.structures import Detections
 
@@ -145,8 +146,25 @@ def test_nothing_that_is_read_is_written_over(folder):
     with pytest.raises(InputError, match="lies where objects that are cut out are written"):
         predict_files(Knows(), find_sources([str(crop)], Path("in")), Path("in"), ["crops"], ANY)
     crop.unlink()
+    (folder / "in" / "crops" / "cat").rmdir()
+    (folder / "in" / "crops").rmdir()
     predict_files(Knows(), sources, Path("in"), ["crops", "jsonl", "csv", "coco"], ANY)
     assert {file: file.read_bytes() for file in before} == before
+
+
+@pytest.mark.parametrize("name", ["a.png", "detections.json", "crops"])
+def test_nothing_is_replaced_but_what_predict_wrote(folder, name):
+    """As in photos/val drawn into photos, where pictures of the same name lie."""
+    theirs, sources = folder / "own" / name, find_sources(["in/a.png"], Path("own"))
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"of the user")
+    with pytest.raises(InputError, match=rf"own/{name}: is there, and no earlier predict wrote it"):
+        predict_files(Knows(), sources, Path("own"), ["drawn", "coco", "crops"], ANY)
+    assert [path.name for path in (folder / "own").iterdir()] == [name]
+    assert theirs.read_bytes() == b"of the user"
+    theirs.unlink()
+    for _ in range(2):  # what it wrote itself it writes again
+        predict_files(Knows(), sources, Path("own"), ["drawn", "coco", "crops"], ANY)
 
 
 def test_lines_of_json(folder):
@@ -166,7 +184,7 @@ def test_lines_of_json(folder):
             {"box_xyxy": [50, 50, 60, 60], "score": 0.25, "category_id": 5, "name": "cat"},
         ],
     }
-    assert [file.name for file in (folder / "out").iterdir()] == ["detections.jsonl"]
+    assert sorted(file.name for file in (folder / "out").iterdir()) == [MADE, "detections.jsonl"]
 
 
 def test_rows_of_a_table_above_each_class_s_threshold(folder):
@@ -254,7 +272,7 @@ def test_a_stop_keeps_what_was_written_under_another_name(folder, stop):
         predict_files(Knows(), sources, Path("out"), kinds, ANY, progress=progress)
     after = {file.name: file.read_bytes() for file in (folder / "out").iterdir()}
     assert after.items() >= earlier.items()
-    assert set(after) == set(earlier) | {f"{name}.partial" for name in earlier}
+    assert set(after) == set(earlier) | {f"{name}.partial" for name in earlier if name != MADE}
     assert len(after["detections.jsonl.partial"].splitlines()) == 2
     assert len(after["detections.csv.partial"].splitlines()) == 1 + 2 * 3
     content = json.loads(after["detections.json.partial"])
@@ -293,7 +311,7 @@ def test_a_video_that_is_drawn_ends_where_the_next_source_begins(tmp_path):
     drawn.add(Frame(image, still), FOUND)
     with open_video(str(tmp_path / "clip.mp4")) as container:
         assert len(list(container.decode(video=0))) == 3
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "clip.mp4"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [MADE, "a.png", "clip.mp4"]
 
 
 def test_only_some_classes():
@@ -321,3 +339,9 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(InputError, match=f"pip install {name}"):
             call()
+
+
+def test_letters_of_most_scripts_are_drawn_as_themselves():
+    blank, box = torch.full((3, 60, 90), 255, dtype=torch.uint8), torch.tensor([[5.0, 30.0, 80.0, 55.0]])
+    drawn = {letter: draw_boxes(blank, box, [letter * 3], [0]).tobytes() for letter in ("é", "ß", "ş", "я", "α", "e")}
+    assert len(set(drawn.values())) == len(drawn)

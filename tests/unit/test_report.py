@@ -12,6 +12,7 @@ from lucid_tools import TINY
 from lucidetr.categories import Categories
 from lucidetr.config import ImageConfig, ModelCard, TrainConfig
 from lucidetr.data.dataset import open_dataset
+from lucidetr.data.export import open_splits, write_splits
 from lucidetr.errors import InputError
 from lucidetr.inspection import card, course, gradients, report, weights
 from lucidetr.inspection.material import Material, open_run
@@ -19,6 +20,8 @@ from lucidetr.inspection.page import INK, Figure, Section, as_svg, chart, writte
 from lucidetr.models.detr import DETR
 from lucidetr.models.size import measure
 from lucidetr.recipes import RECIPES
+from lucidetr.training.loop import train
+from run_tools import tiny
 
 DIGITS = "generated:digits?size=64&digit=14-24&objects=1-3&train=6&val=3"
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -147,6 +150,16 @@ def test_what_was_not_written_down_is_said(material):
         assert "no statistics.jsonl" in made.says
         assert made.figures == made.warnings == ()
     assert "no metrics.jsonl" in course.section(material).says
+
+
+def test_a_run_whose_data_have_other_categories_now_is_refused(tmp_path):
+    write_splits(open_splits(DIGITS), tmp_path / "set", "voc")
+    run = train(replace(tiny(tmp_path / "run"), data=str(tmp_path / "set")))
+    open_run(run)
+    for file in (tmp_path / "set").rglob("*.xml"):
+        file.write_text(re.sub(r"<name>\d</name>", "<name>ant</name>", file.read_text(), count=1))
+    with pytest.raises(InputError, match="inspect needs the data that the run was trained on"):
+        open_run(run)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from io import TextIOWrapper
 
 from lucidetr.errors import InputError, LostRank, did_you_mean
 
@@ -49,6 +50,9 @@ TOGETHER = ("train", "eval")  # what several processes can do as one
 
 def main() -> None:
     """Run the verb given on the command line; a user's mistake is one line on standard error and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a file's name may hold bytes that are no letters
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             start(sys.argv[1:])

@@ -17,9 +17,11 @@ from lucidetr.inspection.curves import draw_curves
 from lucidetr.inspection.material import open_run
 from lucidetr.inspection.report import write_report
 from lucidetr.recipes import recipe
+from lucidetr.training.clock import check_length
 from lucidetr.training.loop import train
 
 DRAWN = 8
+MARK = "a demo of lucidetr: the next one replaces this folder\n"
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,27 @@ def run(arguments: list[str]) -> None:
     demo(Path(options.out), options.minutes, options.data, options.resume)
 
 
+def is_demo(folder: Path) -> bool:
+    """Say whether a folder is that of an earlier demo, by a file that nobody else writes."""
+    mark = folder / "demo"
+    return mark.is_file() and mark.read_bytes() == MARK.encode()
+
+
 def demo(out: Path, minutes: float, source: str, resume: bool = False) -> None:
     """Train for some minutes; what it finds in new scenes is drawn beside the truth."""
-    if (out / "demo").is_file():
-        if not resume:
-            shutil.rmtree(out)  # an earlier demo; nothing else is ever removed
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: not empty and not an earlier demo; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "demo").touch()
     config = replace(recipe("lucid-xs"), data=source, out=str(out), minutes=minutes, evaluations=6, resume=resume)
+    check_length(config)
+    _, scenes, _ = open_training_data(config)
+    if out.exists() and any(out.iterdir()):
+        if not is_demo(out):
+            raise InputError(f"{out}: not empty and not an earlier demo; choose another --out")
+        if not resume:
+            shutil.rmtree(out)  # nothing else is ever removed, and nothing before the new demo can start
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "demo").write_text(MARK, encoding="utf-8")
     run = train(config)
 
     detector = load(run)
-    _, scenes, _ = open_training_data(config)
     found = detect(
         detector.quick,
         scenes,

@@ -55,7 +55,8 @@ def run(arguments: list[str]) -> None:
         if not options.all and number > SHOWN_OF_A_KIND:
             print(f"… and {number - SHOWN_OF_A_KIND} more of the kind {kind} (--all)")
     if options.json:
-        Path(options.json).write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False)
+        Path(options.json).write_text(text, encoding="utf-8", errors="backslashreplace")  # as JSON escapes, too
     if options.sheet:
         _draw(options)
     if options.html:

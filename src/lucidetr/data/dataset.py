@@ -30,6 +30,7 @@ class Dataset:
     name: str
     annotations: Annotations
     read: Pixels
+    stored: bool = True  # as files in the annotations' folder; what is generated is not, whatever lies there
     room: float = 0.0  # gigabytes
     reserved: dict[int, float] = field(default_factory=dict, repr=False)  # of it, for all images at a side
     # by index and side, 0 being the picture as decoded
@@ -46,6 +47,11 @@ class Dataset:
         if self.reserve(0):
             self.kept[index, 0] = image
         return image
+
+    def file(self, index: int) -> Path | None:
+        """Return the file of image `index`, None where there is none."""
+        path = self.annotations.folder / str(self.annotations.file_names[index])
+        return path if self.stored and path.is_file() else None
 
     def square(self, index: int, side: int) -> UInt8[Tensor, "3 size size"]:
         """Return image `index` resized to side × side."""
@@ -86,7 +92,7 @@ class Dataset:
 
     def subset(self, indices: np.ndarray, name: str) -> "Dataset":
         """Return some of the images, in the given order."""
-        return Dataset(name, self.annotations.subset(indices), partial(_chosen, self, indices.tolist()))
+        return Dataset(name, self.annotations.subset(indices), partial(_chosen, self, indices.tolist()), self.stored)
 
 
 def open_dataset(source: str, split: str, bad_boxes: BadBoxes = "refuse") -> Dataset:
@@ -123,7 +129,7 @@ def _chosen(dataset: Dataset, chosen: list[int], index: int) -> UInt8[Tensor, "3
 
 def _open_digits(source: str, split: str) -> Dataset:
     scenes = digits.DigitScenes(digits.parse(source), split)
-    return Dataset(f"{source} {split}", scenes.annotations(), scenes.picture)
+    return Dataset(f"{source} {split}", scenes.annotations(), scenes.picture, stored=False)
 
 
 def has_split(source: str, split: str) -> bool:

@@ -1,5 +1,6 @@
 """One way to turn an image file, or any picture in memory, into pixels: the same for every command."""
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from lucidetr.errors import InputError, unreadable
@@ -23,6 +24,17 @@ PIXELS_ON_TRUST = 16_000_000
 PIXELS_PER_BYTE = 1000
 BAND = 1 << 20  # pixels that are converted at a time: a large picture is not held in four forms at once
 BACKGROUND = (255, 255, 255)  # what transparent pixels are laid upon
+# what Pillow raises on damaged files; the last ones come from its readers of EXIF notes and TIFF tags
+DAMAGED = (OSError, SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, struct.error)
+TURNS = {  # what an EXIF note of orientation asks for
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
@@ -39,7 +51,7 @@ def read_image(path: str | Path) -> UInt8[Tensor, "3 height width"]:
         raise InputError(f"{path}: no such image file") from None
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not an image that can be read ({error})") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on damaged files
+    except DAMAGED as error:
         if isinstance(error, OSError) and error.errno:  # the system's own: the file may well be sound
             raise InputError(unreadable(path, error)) from None
         size = Path(path).stat().st_size if Path(path).is_file() else 0
@@ -85,8 +97,9 @@ def _upright(image: Image.Image) -> Image.Image:
             image.load()
         finally:
             image.filename = name
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(image) if turned else image
+    # not by ImageOps.exif_transpose, which writes the whole note anew and fails on any odd tag in it
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
@@ -108,11 +121,19 @@ def as_image(picture: Any) -> UInt8[Tensor, "3 height width"]:
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise InputError(f"an array of {picture.dtype} {picture.shape}; expected uint8 (height, width, 3) in RGB")
+        _refuse_empty(picture.shape)
         return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).contiguous()
     if isinstance(picture, Tensor):
         if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
             raise InputError(f"a tensor of {picture.dtype} {tuple(picture.shape)}; expected uint8 (3, height, width)")
+        _refuse_empty(picture.shape)
         return picture
     raise InputError(
         f"a picture of type {type(picture).__name__}; expected a path, a Pillow image, an array or a tensor"
     )
+
+
+def _refuse_empty(shape: tuple[int, ...]) -> None:
+    """Refuse a picture without pixels, as a cut beyond an edge gives."""
+    if 0 in shape:
+        raise InputError(f"a picture of shape {tuple(shape)} has no pixels; cut inside the picture")

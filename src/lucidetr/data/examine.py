@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lucidetr.data.decoding import MAX_PIXELS, refuse_by_header
+from lucidetr.data.decoding import DAMAGED, MAX_PIXELS, refuse_by_header
 from lucidetr.data.faults import EDGE_TOLERANCE, listing
 from lucidetr.data.raw import Finding, Picture, Raw
 from lucidetr.data.yolo import EXIF_ORIENTATION, TURNED, upright_sides
@@ -85,7 +85,7 @@ def look_at(raw: Raw, picture: Picture) -> tuple[str, int] | None:
         raw.error("image-huge", f"{path}: more than {MAX_PIXELS:,} pixels ({error}); make it smaller")
     except UnidentifiedImageError:
         raw.error("image-format", f"{path}: not an image that can be read; replace it, or take its entry out")
-    except (OSError, SyntaxError, ValueError) as error:
+    except DAMAGED as error:
         raw.error("image-damaged", f"{path}: damaged or truncated, {len(content):,} bytes ({error}); replace the file")
     return None
 
@@ -113,12 +113,20 @@ def _header(raw: Raw, picture: Picture, image: Image.Image) -> None:
         raw.warn("mode-cmyk", f"{path}: CMYK, read as RGB without a colour profile; better save it as RGB")
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         raw.warn("mode-alpha", f"{path}: transparent pixels are laid upon white")
-    if getattr(image, "n_frames", 1) > 1:
-        raw.warn("frames", f"{path}: has {getattr(image, 'n_frames', 1)} frames; only the first is read")
+    if (number := _frames(image)) > 1:
+        raw.warn("frames", f"{path}: has {number} frames; only the first is read")
     if min(width, height) < SMALLEST_SIDE:
         raw.warn("image-tiny", f"{path}: {width} × {height} pixels; there is little to see")
     elif max(width, height) > LONGEST_ASPECT * min(width, height):
         raw.warn("image-long", f"{path}: {width} × {height} pixels; cut such strips into pieces")
+
+
+def _frames(image: Image.Image) -> int:
+    """Return how many frames a file has, 1 where its list of further ones is damaged: the first may be sound."""
+    try:
+        return getattr(image, "n_frames", 1)
+    except DAMAGED:
+        return 1
 
 
 def fingerprint(image: Image.Image) -> int:

@@ -64,25 +64,20 @@ def _refuse_crowds(dataset: Dataset, form: Format) -> None:
 
 
 def _refuse_clashes(dataset: Dataset, form: Format) -> None:
-    """Refuse pictures whose boxes would be written into one file: names that differ in their suffix alone.
-
-    One picture listed twice is refused in every form: no data set can say it that is read again.
-    """
+    """Refuse pictures whose boxes would be written into one file: names that differ in their suffix alone."""
     owner: dict[str, str] = {}
     for name in map(str, dataset.annotations.file_names):
         path = Path(name).with_suffix("")
         key = {"coco": name, "yolo": str(path), "voc": path.name}[form]
         if key in owner:
-            fix = "list it once" if owner[key] == name else "rename one"
-            raise InputError(f"{dataset.name}: {owner[key]} and {name} would share one file of boxes; {fix}")
+            raise InputError(f"{dataset.name}: {owner[key]} and {name} would share one file of boxes; rename one")
         owner[key] = name
 
 
 def _write_picture(dataset: Dataset, index: int, path: Path) -> None:
     """Copy a picture's file, or write the pixels of one that has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    source = dataset.annotations.folder / str(dataset.annotations.file_names[index])
-    if source.is_file():
+    if source := dataset.file(index):
         shutil.copyfile(source, path)
     else:
         Image.fromarray(np.ascontiguousarray(dataset.image(index).permute(1, 2, 0).numpy())).save(path)

@@ -73,6 +73,23 @@ def listing(things: list[str]) -> str:
     return ", ".join(things[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def refuse_twice(path: Path, names: list[str], places: list[str], fix: str) -> None:
+    """Refuse pictures that a data set has more than once; `places` says for each where it is named."""
+    for first, second in repeats(names)[:1]:
+        named = f"{places[first]} and {places[second]}" if places[first] != places[second] else places[first]
+        raise InputError(f"{path}: the picture {names[second]} is there twice: {named}; {fix}")
+
+
+def repeats(names: list[str]) -> list[tuple[int, int]]:
+    """Return the positions of each name that was there before, that of the first one before them.
+
+    >>> repeats(["a", "b", "a", "a"])
+    [(0, 2), (0, 3)]
+    """
+    first: dict[str, int] = {}
+    return [(there, n) for n, name in enumerate(names) if (there := first.setdefault(name, n)) != n]
+
+
 def refuse_duplicates(path: Path, what: str, ids: np.ndarray) -> None:
     """Refuse ids that stand for more than one thing."""
     values, counts = np.unique(ids, return_counts=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from lucidetr.data import voc, yolo
 from lucidetr.data.coco import find_coco, image_folder_of, is_number
-from lucidetr.data.faults import inside
+from lucidetr.data.faults import inside, repeats
 from lucidetr.data.splits import find_yaml
 from lucidetr.errors import InputError, unreadable
 
@@ -239,20 +239,25 @@ def raw_yolo(file: Path) -> list[Raw]:
     """Read every split of a data.yaml."""
     whole, faults = Raw("all"), {}
     try:
-        names = yolo.read_names(file)
+        names, keypoints = yolo.read_names(file), yolo.read_keypoints(file)
         splits = yolo.find_yolo(file, faults)
     except InputError as error:
         whole.error("yaml", str(error))
         return [whole]
-    read = [_yolo_split(Raw(split, names=list(names.values())), pictures, names) for split, pictures in splits.items()]
+    read = [
+        _yolo_split(Raw(split, names=list(names.values())), pictures, names, keypoints)
+        for split, pictures in splits.items()
+    ]
     for split, fault in faults.items():
         read.append(Raw(split, names=list(names.values()), findings=[Finding("yaml", "error", fault)]))
     return read
 
 
-def _yolo_split(raw: Raw, pictures: list[Path], names: dict[int, str]) -> Raw:
+def _yolo_split(raw: Raw, pictures: list[Path], names: dict[int, str], keypoints: int) -> Raw:
     """Add pictures and label files of one split."""
     expected, without = {}, []
+    for _, again in repeats([str(picture) for picture in pictures]):
+        raw.error("image-listed-twice", f"{pictures[again]} is listed twice in {raw.split}; list it once")
     for picture in pictures:
         row = len(raw.pictures)
         raw.pictures.append(Picture(str(picture), picture))
@@ -273,7 +278,7 @@ def _yolo_split(raw: Raw, pictures: list[Path], names: dict[int, str]) -> Raw:
             continue
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                _yolo_line(raw, f"{labels}, line {number}", line, row, size, names)
+                _yolo_line(raw, f"{labels}, line {number}", line, row, size, names, keypoints)
     if without and len(without) == len(pictures):
         raw.error(
             "no-labels", f"none of {len(pictures)} pictures has a label file; {yolo.label_file(pictures[0])} is one"
@@ -295,10 +300,12 @@ def _looks_like_labels(path: Path) -> bool:
     return path.name != "classes.txt" and "labels" in path.parts
 
 
-def _yolo_line(raw: Raw, place: str, line: str, row: int, size: tuple[int, int], names: dict[int, str]) -> None:
+def _yolo_line(
+    raw: Raw, place: str, line: str, row: int, size: tuple[int, int], names: dict[int, str], keypoints: int
+) -> None:
     """Add the box of one line."""
     try:
-        kind, shares = yolo.read_box(place, line)
+        kind, shares = yolo.read_box(place, line, keypoints)
     except InputError as error:
         raw.error("label-line", str(error))
         return
@@ -336,6 +343,7 @@ def raw_voc(folder: Path) -> list[Raw]:
 
 def _voc_split(raw: Raw, folder: Path, files: list[Path]) -> Raw:
     """Add the XML files of one split."""
+    owner: dict[Path, Path] = {}
     for path in files:
         try:
             tree = voc.parse(path)
@@ -343,6 +351,14 @@ def _voc_split(raw: Raw, folder: Path, files: list[Path]) -> Raw:
         except InputError as error:
             raw.error("voc-file", str(error))
             continue
+        if (other := owner.setdefault(picture, path)) != path:
+            raw.error(
+                "image-listed-twice", f"{path}: its picture {picture} is that of {other.name}, too; correct <filename>"
+            )
+        elif picture.stem != path.stem and (own := picture.with_name(path.stem + picture.suffix)).is_file():
+            raw.warn(
+                "filename-other", f"{path}: <filename> says {picture.name}, though {own.name} is there; is it right?"
+            )
         try:
             height, width = voc.stated_size(path, tree)
         except InputError as error:

@@ -8,7 +8,7 @@ import numpy as np
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.data.decoding import SUFFIXES
-from lucidetr.data.faults import BadBoxes, check_boxes, inside, is_file, listing, refuse_outside
+from lucidetr.data.faults import BadBoxes, check_boxes, inside, is_file, listing, refuse_outside, refuse_twice
 from lucidetr.data.splits import split_of
 from lucidetr.errors import InputError, unreadable
 
@@ -84,6 +84,12 @@ def read_voc(folder: Path, files: list[Path], every: list[Path], bad_boxes: BadB
             name, (xmin, ymin, xmax, ymax) = read_object(path, each)
             labels.append(label_of[name])
             boxes.append([xmin, ymin, xmax - xmin, ymax - ymin])
+    refuse_twice(
+        folder,
+        [name.as_posix() for name, *_ in pictures],
+        [path.name for path in files],
+        "correct <filename> in one of them, or take one away",
+    )
     image = np.array(rows, dtype=np.int64)
     sizes = np.array([size for _, *size in pictures], dtype=np.int64)
     given = np.array(boxes, dtype=np.float64).reshape(-1, 4)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
-from lucidetr.data.decoding import SUFFIXES, refuse_by_header
-from lucidetr.data.faults import BadBoxes, check_boxes, is_file, is_within, listing, refuse_outside
+from lucidetr.data.decoding import DAMAGED, SUFFIXES, refuse_by_header
+from lucidetr.data.faults import BadBoxes, check_boxes, is_file, is_within, listing, refuse_outside, refuse_twice
 from lucidetr.data.splits import SPLIT_WORDS
 from lucidetr.errors import InputError, unreadable
 
@@ -60,7 +60,9 @@ def read_yolo(file: Path, pictures: list[Path], bad_boxes: BadBoxes = "refuse") 
     The box of a polygon is what it spans. A picture without a label file holds no object; that no picture of a split
     has one is an InputError. Category ids are the yaml's own numbers; image and annotation ids count from 1.
     """
-    names = read_names(file)
+    names, keypoints = read_names(file), read_keypoints(file)
+    listed = [str(path) for path in pictures]
+    refuse_twice(file, listed, listed, "list it once")
     categories = Categories(ids=tuple(names), names=tuple(names.values()))
     label_of = {number: label for label, number in enumerate(names)}
     sizes = np.array([upright_size(path) for path in pictures], dtype=np.int64)
@@ -75,7 +77,7 @@ def read_yolo(file: Path, pictures: list[Path], bad_boxes: BadBoxes = "refuse") 
             if not line.strip():
                 continue
             where = f"{text}, line {number}"
-            kind, box = read_box(where, line)
+            kind, box = read_box(where, line, keypoints)
             if kind not in label_of:
                 raise InputError(f"{where}: class {kind} is not among the names in {file}: {listing(_pairs(names))}")
             rows.append(row)
@@ -200,7 +202,9 @@ def _pictures(file: Path, content: dict[Any, Any], given: str) -> list[Path]:
     if place is None:
         raise InputError(f"{file}: {given} is neither of {', '.join(map(str, places))}; correct the line")
     if place.is_dir():
-        found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+        found = sorted(
+            path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and not _hidden(path, place)
+        )
         refuse_outside(file, given, found, folders)
         return found
     listed = [line.strip() for line in read_lines(place) if line.strip()]
@@ -228,6 +232,11 @@ def _exists(place: Path) -> bool:
         return False
 
 
+def _hidden(path: Path, place: Path) -> bool:
+    """Say whether a picture lies in a folder that programs keep for themselves: .ipynb_checkpoints, @eaDir."""
+    return any(part.startswith((".", "@")) for part in path.relative_to(place).parts)
+
+
 def _listed(place: Path, line: str, root: Path) -> Path | None:
     """Return the picture that a line of a list names, from the data set's root or from beside the list."""
     candidates = (root / line, place.parent / line)
@@ -245,15 +254,28 @@ def read_lines(path: Path) -> list[str]:
         raise InputError(unreadable(path, error)) from None
 
 
-def read_box(where: str, line: str) -> tuple[int, list[float]]:
-    """Return class and box [left, top, width, height] in shares of the picture."""
+def read_keypoints(file: Path) -> int:
+    """Return how many numbers of key points follow each box: 0 but for data sets of poses, which state kpt_shape."""
+    shape = _load(file).get("kpt_shape")
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
+        raise InputError(f"{file}: kpt_shape is {shape!r}; expected [points, 2 or 3 numbers of each], or no such line")
+    return shape[0] * shape[1]
+
+
+def read_box(where: str, line: str, keypoints: int = 0) -> tuple[int, list[float]]:
+    """Return class and box [left, top, width, height] in shares of the picture, key points passed over."""
     words = line.split()
     try:
         kind, values = int(words[0]), [float(word) for word in words[1:]]
     except ValueError:
         raise InputError(f"{where}: {line.strip()!r}; expected a class number and shares of the picture") from None
-    if len(values) == 4:
-        x, y, width, height = values
+    if keypoints and len(values) not in (4, 4 + keypoints):
+        expected = f"expected x y width height and {keypoints} of key points, as kpt_shape says"
+        raise InputError(f"{where}: {len(values)} numbers after the class; {expected}")
+    if keypoints or len(values) == 4:
+        x, y, width, height = values[:4]
         return kind, [x - width / 2, y - height / 2, width, height]
     if len(values) >= 6 and len(values) % 2 == 0:
         xs, ys = values[::2], values[1::2]
@@ -271,7 +293,7 @@ def upright_size(path: Path) -> tuple[int, int]:
                 width, height = upright_sides(image)
     except InputError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except (Image.DecompressionBombError, *DAMAGED) as error:
         raise InputError(f"{path}: not an image that can be read ({error})") from None
     return height, width
 

@@ -18,6 +18,18 @@ from lucidetr.drawing import draw_detections
 from lucidetr.errors import InputError
 from lucidetr.structures import Detections
 
+MADE = ".made-by-predict"  # lists, one JSON text a line, what was written to a folder: nothing else is written over
+
+
+def made(out: Path) -> set[str]:
+    """Return the names below `out` that earlier predictions wrote."""
+    try:
+        return set(map(json.loads, (out / MADE).read_text(encoding="utf-8").splitlines()))
+    except FileNotFoundError:
+        return set()
+    except ValueError as error:
+        raise InputError(f"{out / MADE}: damaged ({error}); delete it, or choose another --out") from None
+
 
 class Writer(AbstractContextManager):
     """Take frames and what was found in them, one after the other; where that ends in an error, `close` is told so."""
@@ -26,6 +38,16 @@ class Writer(AbstractContextManager):
 
     def __init__(self, out: Path, categories: Categories):
         self.out, self.categories = out, categories
+        self.made = made(out)
+
+    def note(self, name: str | Path) -> None:
+        """Write down, before it is written, a file or folder below `out` as one that a later run may replace."""
+        text = Path(name).as_posix()
+        if text not in self.made:
+            self.made.add(text)
+            self.out.mkdir(parents=True, exist_ok=True)
+            with open(self.out / MADE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(text) + "\n")
 
     def add(self, frame: Frame, found: Detections) -> None:
         """Write what was found in a frame."""
@@ -53,6 +75,7 @@ class Drawn(Writer):
         if frame.source is not self.source:
             self.close(finished=True)
             self.source = frame.source
+            self.note(frame.source.place)
         place = self.out / frame.source.place
         picture = draw_detections(frame.image, found)
         if frame.rate is None:
@@ -76,6 +99,7 @@ class Lines(Writer):
     def __init__(self, out: Path, categories: Categories):
         super().__init__(out, categories)
         out.mkdir(parents=True, exist_ok=True)
+        self.note(self.name)
         self.partial = out / f"{self.name}.partial"
         # every line reaches the disk at once; a file's name may hold bytes that are no letters
         options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "", "buffering": 1}
@@ -163,6 +187,7 @@ class Crops(Writer):
 
     def __init__(self, out: Path, categories: Categories):
         super().__init__(out, categories)
+        self.note(self.name)
         self.folders = [out / self.name / name for name in safe_names(categories.names)]
 
     def add(self, frame: Frame, found: Detections) -> None:
@@ -188,16 +213,22 @@ def places(kinds: Sequence[str], out: Path) -> dict[str, Path]:
 
 
 def check_places(kinds: Sequence[str], out: Path, sources: Sequence[Source]) -> None:
-    """Refuse what would write over one of the pictures or videos themselves."""
-    files = {source.file.resolve() for source in sources}
-    drawn = [out / source.place for source in sources] if "drawn" in kinds else []
-    for place in (*drawn, *places(kinds, out).values()):
-        if place.resolve() in files:
-            raise InputError(f"{place}: drawing would overwrite the picture itself; choose another --out")
+    """Refuse what would write over one of the pictures or videos, or over anything that predict did not write."""
     crops = (out / Crops.name).resolve()
     for source in sources if "crops" in kinds else ():
         if crops in source.file.resolve().parents:
             raise InputError(f"{source.file}: lies where objects that are cut out are written; choose another --out")
+    files, own = {source.file.resolve() for source in sources}, made(out)
+    names = [source.place for source in sources] if "drawn" in kinds else []
+    names += [Path(WRITERS[kind].name) for kind in kinds if WRITERS[kind].name]
+    for name in names:
+        place = out / name
+        if place.resolve() in files:
+            raise InputError(f"{place}: drawing would overwrite the picture itself; choose another --out")
+        if name.as_posix() not in own and place.exists():
+            raise InputError(
+                f"{place}: is there, and no earlier predict wrote it; move it away or choose another --out"
+            )
 
 
 def _rows(found: Detections) -> zip:

@@ -62,10 +62,7 @@ def evaluate(annotations: Annotations, detections: Sequence[Detections]) -> Metr
     silent = {"print_function": lambda *_: None}
     if len(detections) != len(annotations):
         raise InputError(f"{len(detections)} images were predicted, {len(annotations)} are to be evaluated")
-    content = annotations.to_coco()
-    for number, annotation in enumerate(content["annotations"], start=1):
-        annotation["id"] = number  # an id of 0 would be taken for "not matched"
-    truth = COCO(content, **silent)
+    truth = COCO(_truth(annotations), **silent)
     found = truth.loadRes(_results(annotations, detections))
     run = COCOeval_faster(truth, found, iouType="bbox", **silent)
     run.params.maxDets = [1, 10, 100]
@@ -94,9 +91,38 @@ def evaluate(annotations: Annotations, detections: Sequence[Detections]) -> Metr
     )
 
 
+def _truth(annotations: Annotations) -> dict:
+    """Return the content of a COCO file whose ids count from 1.
+
+    The library keeps ids as doubles, where those above 2⁵³ are no longer told apart, and takes an annotation's id of
+    0 for "not matched".
+    """
+    content = annotations.to_coco()
+    images, categories = _numbers(annotations)
+    for image in content["images"]:
+        image["id"] = images[image["id"]]
+    for category in content["categories"]:
+        category["id"] = categories[category["id"]]
+    for number, annotation in enumerate(content["annotations"], start=1):
+        annotation |= {
+            "id": number,
+            "image_id": images[annotation["image_id"]],
+            "category_id": categories[annotation["category_id"]],
+        }
+    return content
+
+
+def _numbers(annotations: Annotations) -> tuple[dict[int, int], dict[int, int]]:
+    """Return the number of each image id, in the order of the ids, which decides between equal scores; of each category
+    id, in the order of the labels.
+    """
+    images = {each: rank for rank, each in enumerate(sorted(annotations.image_ids.tolist()), start=1)}
+    return images, {each: label for label, each in enumerate(annotations.categories.ids, start=1)}
+
+
 def _results(annotations: Annotations, detections: Sequence[Detections]) -> list[dict]:
-    """Return the detections as rows of a COCO results file."""
-    known = set(annotations.categories.ids)
+    """Return the detections as rows of a COCO results file, with the ids of `_truth`."""
+    images, known = _numbers(annotations)
     rows = []
     for image_id, found in zip(annotations.image_ids.tolist(), detections, strict=True):
         if not (found.boxes_xyxy.isfinite().all() and found.scores.isfinite().all()):
@@ -105,7 +131,8 @@ def _results(annotations: Annotations, detections: Sequence[Detections]) -> list
         for box, score, category_id in zip(boxes, found.scores.tolist(), found.category_ids, strict=True):
             if category_id not in known:
                 raise InputError(f"a detection has category id {category_id}; the data set knows {sorted(known)}")
-            rows.append({"image_id": image_id, "category_id": category_id, "bbox": box, "score": score})
+            row = {"image_id": images[image_id], "category_id": known[category_id]}
+            rows.append(row | {"bbox": box, "score": score})
     return rows
 
 

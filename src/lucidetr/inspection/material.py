@@ -74,6 +74,11 @@ def open_run(run: Path, images: Iterable[int] = (), pictures: int = 4, most: int
         ids = dataset.annotations.image_ids.tolist()
     chosen = tuple(ids.index(image) for image in wanted) or tuple(spread(len(dataset), pictures))
     tensors, card = load_model(run)
+    if card.categories != dataset.annotations.categories:
+        raise InputError(
+            f"{run} knows {card.categories}, but {dataset.name} has {dataset.annotations.categories} now; "
+            "inspect needs the data that the run was trained on"
+        )
     model = DETR(card.model)
     model.load_state_dict(tensors)
     return Material(run, config, model.eval(), card, dataset, chosen, read_metrics(run), read_statistics(run))

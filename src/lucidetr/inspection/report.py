@@ -60,7 +60,7 @@ def write_report(
         for section in sections.values():
             for figure in section.figures:
                 save_chart(figure, save_figures)
-    write_atomically(out, render(material, sections).encode())
+    write_atomically(out, render(material, sections).encode(errors="backslashreplace"))
     return out, [f"{each.title}: {text}" for each in sections.values() for text in warnings_of(each)]
 
 

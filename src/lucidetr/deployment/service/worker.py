@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import os
 import signal
 import time
 import warnings
@@ -33,8 +34,8 @@ from lucidetr.fields import from_dict, to_dict
 from lucidetr.models.detr import DETR
 from lucidetr.structures import Detections
 
-# no reader of Pillow's that starts a program (EPS) or is rarely met
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+# no reader of Pillow's that starts a program (EPS), decodes in Python (some PPM, 13 s for 20 MB) or is rarely met
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 SAMPLES = 24  # pictures that are gathered to show where queries usually look
 USUAL_SECONDS = 3.0  # after which no further picture is begun for that
 log = logging.getLogger("lucidetr.service")
@@ -173,14 +174,15 @@ def written(found: Detections, picture: Picture, seconds: float) -> Answer:
 
 def look(detector: Detector, index: int, job: Job, settings: Settings) -> Answer:
     """Return what the page shows of a model's inside; a model that cannot show it is a conflict, status 409."""
-    images = [decode(body, settings.max_pixels) for body in job.pictures]
+    image = None if job.task == "usual" else decode(job.pictures[0], settings.max_pixels)
     try:
-        if job.task == "usual":
+        if image is None:
             until = time.monotonic() + USUAL_SECONDS
-            return in_json(usual_json(detector, takewhile(lambda _: time.monotonic() < until, images)))
+            bodies = takewhile(lambda _: time.monotonic() < until, job.pictures)
+            return in_json(usual_json(detector, (decode(body, settings.max_pixels) for body in bodies)))
         if job.task == "point":
-            return in_json(point_json(detector, images[0], **job.options))
-        return in_json(look_json(detector, images[0]))
+            return in_json(point_json(detector, image, **job.options))
+        return in_json(look_json(detector, image))
     except InputError as error:
         return in_json({"error": str(error)}, 409)
 
@@ -221,11 +223,11 @@ def open_samples(settings: Settings):
 
 def as_sample(dataset, index: int) -> Sample:
     """Return one picture of a split: its file, if a browser shows such, else its pixels as PNG."""
-    annotations = dataset.annotations
-    file = annotations.folder / str(annotations.file_names[index])
-    kind = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}.get(file.suffix.lower())
-    if kind and file.is_file():
-        return Sample(file.name, kind, file.read_bytes())
+    name = Path(str(dataset.annotations.file_names[index]))
+    said = os.fsencode(name.name).decode(errors="replace")  # a name may hold bytes that are no letters
+    kind = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}.get(name.suffix.lower())
+    if kind and (file := dataset.file(index)):
+        return Sample(said, kind, file.read_bytes())
     content = io.BytesIO()
     Image.fromarray(dataset.image(index).permute(1, 2, 0).numpy()).save(content, "PNG")
-    return Sample(file.name, "image/png", content.getvalue())
+    return Sample(said, "image/png", content.getvalue())
