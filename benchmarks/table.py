@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def newest(lines: Sequence[Line], benchmark: str) -> list[Line]:
     """Return the newest line of each settings and machine."""
-    own = [line for line in lines if line["benchmark"] == benchmark]
+    own = [line for line in lines if line["benchmark"] == benchmark and "--quick" not in line["command"].split()]
     return list({(json.dumps(line["settings"]), place(line)): line for line in own}.values())
 
 

@@ -35,6 +35,7 @@ from lucidetr.training.precision import choose_device, choose_precision
 from lucidetr.training.run_log import read_metrics
 
 LIBRARIES = ("lucidetr", "torch", "torchvision", "transformers")
+SAID_OF_FEW = ("device", "turns", "queries", "workers")  # settings that a line holds only where they are not the usual
 MARKS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the budget in the table
 PEER_OPTIMISER = OptimiserConfig(schedule="cosine", warmup=0.03, clip=0.1, ema=0.03)  # clip and decay as published
 
@@ -82,6 +83,12 @@ class Options:
     """Run nothing: draw the runs in --out of this data, side, threads and device, and print them as a table."""
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """Return what lines say of the settings that are seldom changed: nothing where they are not."""
+        said = {"turns": self.turns, "queries": self.queries, "workers": self.workers}
+        return {key: value for key, value in said.items() if value}
+
+    @property
     def place(self) -> dict[str, str]:
         """Return what lines say of the device: nothing of a CPU that computes in float32."""
         if self.draw:
@@ -98,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     journal = Journal(Path(options.out))
     if options.draw:
         same = {"data": options.data, "side": options.side, "threads": options.threads}
-        same |= {"clock": options.clock, "role": "run"} | options.place
+        same |= {"clock": options.clock, "role": "run"} | options.asked | options.place
         curves = average(journal.lines_with(same))
         if not curves:
             raise InputError(f"{options.out}: no run with {same}; --clock, --threads and --device choose others")
@@ -126,9 +133,9 @@ class Journal:
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
 
     def lines_with(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the lines of this device whose settings are these, whatever else they say."""
-        here = [line for line in self.lines if line["settings"].get("device") == settings.get("device")]
-        return [line for line in here if settings.items() <= line["settings"].items()]
+        """Return the lines whose settings are these, whatever else they say; what is said of few must be equal, too."""
+        alike = [line for line in self.lines if all(line["settings"].get(k) == settings.get(k) for k in SAID_OF_FEW)]
+        return [line for line in alike if settings.items() <= line["settings"].items()]
 
     def add(self, settings: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         """Append one line with the settings, the machine and the code, and return it."""
@@ -207,9 +214,7 @@ class Bench:
         """Return what every line says about a contender."""
         options = self.options
         same = {"data": options.data, "side": options.side, "threads": options.threads, "clock": options.clock}
-        asked = {"turns": options.turns, "queries": options.queries, "workers": options.workers}
-        asked = {key: value for key, value in asked.items() if value}
-        return same | {"contender": name, "batch": batch} | asked | options.place
+        return same | {"contender": name, "batch": batch} | options.asked | options.place
 
     def config(self, name: str, seed: int, batch: int, lr: float) -> TrainConfig:
         """Return a recipe's config, or for a peer one with its batch and optimiser, on the images that all share."""
@@ -315,7 +320,7 @@ def average(lines: Sequence[dict[str, Any]]) -> list[Curve]:
     for line in newest:
         settings = line["settings"]
         if settings.get("config") == last[budget_of(line)]:
-            choice = (settings["lr"], settings["batch"])
+            choice = (settings["lr"], settings["batch"], settings["evaluations"])
             kinds.setdefault(budget_of(line), {}).setdefault(choice, []).append(line)
     curves = []
     for name, minutes in kinds:

@@ -5,20 +5,23 @@ import json
 import multiprocessing
 import re
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lucidetr.errors import InputError
 from lucidetr.training import loop
 from lucidetr.training.checkpoint import load_newest_training
 from lucidetr.training.interrupt import Stopped
-from lucidetr.training.run_log import drop_lines_after, read_metrics
-from run_tools import tiny
+from lucidetr.training.run_log import drop_lines_after, last_start, read_metrics
+from run_tools import tiny, train_until_interrupted
 from surface_tools import lucidetr
 
 STEPS = 8
@@ -239,3 +242,65 @@ def test_a_data_set_is_the_same_after_every_command(tmp_path):
     ):
         lucidetr(*arguments, cwd=tmp_path)
         assert tree(data) == before, arguments[0]
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
+    """As two of a shell's loop that forgot to change --out; the second is another process."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from run_tools import tiny
+from lucidetr.errors import InputError
+from lucidetr.training.loop import train
+try:
+    train(tiny({str(tmp_path / "run")!r}, seed=7))
+except InputError as error:
+    print(error)
+"""
+    said = []
+    step = loop.Run.step
+
+    def meanwhile(self, parts):
+        if not said:
+            said.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        return step(self, parts)
+
+    monkeypatch.setattr(loop.Run, "step", meanwhile)
+    run = loop.train(short(tmp_path / "run"))
+    assert "run: another process trains there; wait for it, or choose another --out" in said[0]
+    assert last_start(run)["trained_as"]["seed"] == 0
+    lines = [line["step"] for line in read_metrics(run) if "loss" in line]
+    assert lines == sorted(set(lines)), "another run's lines are among them"
+
+
+def test_a_step_without_memory_is_undone_and_what_was_before_it_is_saved(tmp_path, monkeypatch):
+    whole = loop.train(short(tmp_path / "whole"))
+    step, calls = loop.Run.step, []
+
+    def full(self, parts):
+        calls.append(1)
+        if len(calls) == 4:
+            torch.rand(3)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, parts)
+
+    monkeypatch.setattr(loop.Run, "step", full)
+    with pytest.raises(
+        InputError, match=r"does not fit into the memory of cpu: lower --micro-batch .*saved after step 3"
+    ):
+        loop.train(short(tmp_path / "cut"))
+    cut = loop.train(short(tmp_path / "cut", resume=True))
+    a, b = (load_newest_training(run / "checkpoints")[0] for run in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_resumed_run_keeps_the_precision_that_it_began_with(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lucidetr.training.prepare.choose_precision", lambda asked, device: "fp32")
+    train_until_interrupted(tiny(tmp_path / "a"), monkeypatch)
+    monkeypatch.setattr("lucidetr.training.prepare.choose_precision", lambda asked, device: "bf16")
+    loop.train(tiny(tmp_path / "a", resume=True))
+    assert last_start(tmp_path / "a")["precision"] == "fp32"
+    train_until_interrupted(tiny(tmp_path / "b"), monkeypatch)
+    monkeypatch.setattr("lucidetr.training.prepare.choose_precision", lambda asked, device: "fp32")
+    loop.train(tiny(tmp_path / "b", resume=True))
+    assert "warning: the run began in bf16, which cpu does not multiply" in capsys.readouterr().out

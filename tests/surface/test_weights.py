@@ -1,6 +1,7 @@
 """Weights on the command line: converted, started from, given back."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,12 @@ def test_the_installed_backbone_starts_a_detector(tmp_path):
         (["--weights", "nowhere.pth"], "--weights nowhere.pth: no such file or folder"),
         (["--weights", "https://example.org/a.pth"], "give the file's SHA-256 too"),
         (["--weights", "http://example.org/a.pth", "--weights-sha256", "0" * 64], "only https addresses"),
+        (["--weights-sha256", "0" * 64], "--weights-sha256 is that of a file, and --weights is not given"),
+        (["--weights", "efficientnet-lite0", "--weights-sha256", "0" * 64], "and --weights is efficientnet-lite0"),
+        (["--weights", __file__, "--weights-sha256", "0" * 64], f"{__file__}: its SHA-256 is "),
+        (["--weights", str(Path(__file__).parent), "--weights-sha256", "0" * 64], "is a folder, --weights-sha256 that"),
+        (["--train-images", "x"], "--train-images x belongs to --train-json, which is not given"),
+        (["--val-images", "x"], "--val-images x belongs to --val-json, which is not given"),
     ],
 )
 def test_weights_that_cannot_be_used_are_refused(tmp_path, weights, said):

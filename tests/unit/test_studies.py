@@ -16,7 +16,7 @@ from lucidetr.fields import difference
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import DETR_XS, LUCID_S_LITE0, LUCID_XS, recipe
 from lucidetr.studies import ablations, experiment, initialisation, outset, residuals, start, three_ways
-from lucidetr.studies.engines import listening
+from lucidetr.studies.engines import choose_engine, listening
 from lucidetr.studies.experiment import Plan, Result, fingerprint, read_results, run_grid, run_one
 from lucidetr.studies.page import Page, write_page
 from lucidetr.training.checkpoint import save_model
@@ -144,6 +144,16 @@ def test_a_grid_goes_on_where_it_stopped(tmp_path):
     assert [r.steps for r in experiment.chosen(results, grid[1], replace(PLAN, steps=9, seeds=1))] == [9]
 
 
+def test_half_a_last_line_is_no_run_and_in_nobodys_way(tmp_path):
+    """As a full disk or a killed process leaves it."""
+    file = tmp_path / "study.jsonl"
+    experiment.append(file, result("k", "a", 0))
+    file.write_bytes(file.read_bytes() + file.read_bytes()[:40])
+    assert [r.name for r in read_results(file)] == ["a"]
+    experiment.append(file, result("k", "b", 0))
+    assert [r.name for r in read_results(file)] == ["a", "b"]
+
+
 def test_of_runs_of_one_seed_the_last_counts():
     twice = [result("k", "a", 0, ap=0.1), result("k", "a", 1, ap=0.3), result("k", "a", 0, ap=0.2)]
     found = experiment.chosen(twice, ("k", "a", DETR_XS), PLAN)
@@ -177,6 +187,21 @@ def test_a_run_that_meets_a_number_that_is_none_counts_as_nothing(tmp_path):
     assert experiment.is_of(found, "k", "n", config)
     page = write_page(tmp_path, "x", Page("T", "Q?", (), (), ()), PLAN, [found]).read_text()
     assert "1 of them met numbers that are not finite" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"compile": True}, "leave --compile out"),
+        ({"recompute": True}, "leave --recompute out"),
+        ({"freeze": ("backbone.stem",)}, "batch norm of the backbone would move though it is frozen"),
+        ({"freeze": ("encoder",), "recipe": "detr-xs"}, "dropout would move though it is frozen"),
+    ],
+)
+def test_what_the_reference_engine_cannot_do_is_refused(changes, said):
+    config = DETR_XS if changes.get("recipe") else LUCID_XS
+    with pytest.raises(InputError, match=said):
+        choose_engine(replace(config, engine="reference", **changes))
 
 
 def test_old_lines_without_numbers_and_series_are_read(tmp_path):

@@ -36,7 +36,7 @@ def peers(monkeypatch):
 def line(contender, aps, seed=0, lr=1e-3):
     points = [(60.0 * k, ap, ap + 0.1) for k, ap in enumerate(aps, start=1)]
     settings = {"contender": contender, "minutes": 5.0, "lr": lr, "batch": 8, "seed": seed, "role": "run"}
-    settings |= {"data": "generated:digits", "side": 128, "threads": 1}
+    settings |= {"data": "generated:digits", "side": 128, "threads": 1, "evaluations": 5}
     rest = {"AP": aps[-1], "images_per_second": 30.0, "parameters": 4e6, "machine": "two", "other_split": None}
     return {"settings": settings, "points": points} | rest
 
@@ -173,6 +173,23 @@ def test_a_peer_steps_by_muon_only_where_its_name_says_so(bench):
     published, other = (one.config(name, seed=0, batch=8, lr=1e-3).optimiser for name in names)
     assert (published.matrices, other.matrices) == ("adamw", "muon")
     assert names[1] not in bench.Options().contenders
+
+
+def test_runs_with_other_queries_turns_or_readers_do_not_count(bench, tmp_path):
+    journal = bench.Journal(tmp_path / "lines.jsonl")
+    usual, turned = line("lucid-xs", [0.1]), line("lucid-xs", [0.2])
+    turned["settings"] |= {"turns": True, "queries": 60}
+    journal.lines = [usual, turned]
+    assert journal.lines_with({"contender": "lucid-xs"}) == [usual]
+    assert journal.lines_with({"contender": "lucid-xs"} | bench.Options(turns=True, queries=60).asked) == [turned]
+    assert journal.lines_with({"contender": "lucid-xs"} | bench.Options(turns=True).asked) == []
+
+
+def test_runs_with_other_evaluations_are_not_averaged(bench):
+    few, many = line("lucid-xs", [0.1, 0.3]), line("lucid-xs", [0.1, 0.2, 0.3, 0.4], seed=1)
+    many["settings"]["evaluations"] = 10
+    (curve,) = bench.average([few, many])
+    assert curve.lines == [many]
 
 
 def test_runs_of_other_hardware_do_not_count(bench, tmp_path, monkeypatch):

@@ -120,15 +120,14 @@ def report(options: Options, folder: Path, dataset: "Dataset", found: Sequence["
 
 
 def other_model(model: Path) -> str:
-    """Return how the files of a model begin that lies in a run's folder and is not the run's best; "" for all others.
+    """Return how the files of results begin that are of a model file and not of a run's best model; "" for that one.
 
     >>> other_model(Path("runs/scenes"))
     ''
     """
     from lucidetr.evaluation.thresholds import BEST
 
-    beside = model.is_file() and (model.parent / "config.json").is_file() and model.name != BEST
-    return f"{model.stem}-" if beside else ""
+    return f"{model.stem}-" if model.is_file() and model.name != BEST else ""
 
 
 def own_data(options: Options, folder: Path) -> bool:
@@ -162,6 +161,10 @@ def open_split(options: Options, folder: Path) -> tuple["Dataset", list[str]]:
     from lucidetr.data.dataset import mended, open_coco, open_dataset, open_training_data
     from lucidetr.fields import from_dict
 
+    if options.images and not options.json:
+        raise InputError(f"--images {options.images} belongs to --json, which is not given")
+    if options.json and options.data:
+        raise InputError(f"--json {options.json} and --data {options.data}: give one of them")
     if options.json:
         dataset = open_coco(Path(options.json), Path(options.images) if options.images else None, options.bad_boxes)
         return dataset, mended(dataset)

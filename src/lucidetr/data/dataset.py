@@ -141,6 +141,9 @@ def has_split(source: str, split: str) -> bool:
 
 def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]]:
     """Return the training and the validation split, and a sentence for everything worth knowing about them."""
+    for split in ("train", "val"):
+        if (images := getattr(config, f"{split}_images")) and not getattr(config, f"{split}_json"):
+            raise InputError(f"--{split}-images {images} belongs to --{split}-json, which is not given")
     notes = []
     gigabytes = config.cache_gb / max(config.workers, 1)  # each reading process keeps its own
     if config.train_json:

@@ -15,11 +15,28 @@ def choose_engine(config: TrainConfig) -> tuple[TrainConfig, Engine]:
         return config, FAST
     if config.precision == "bf16":
         raise InputError("--engine reference computes in fp32 or fp64: leave --precision bf16 out")
+    for option in ("compile", "recompute"):
+        if getattr(config, option):
+            raise InputError(f"--engine reference reads the model's own parameters: leave --{option} out")
+    if frozen := moving_parts(config):
+        raise InputError(
+            f"--engine reference has one state for the whole model, learning or not, and {frozen} would move though it "
+            "is frozen: leave --freeze out, or --model.dropout 0 and frozen or group norms in"
+        )
     backbone = config.model.backbone.name
     if backbone != "convnet" and not backbone.startswith("resnet"):
         raise InputError(f"--engine reference knows ResNets and the convnet, not {backbone}: choose another backbone")
     precision = "fp32" if config.precision == "auto" else config.precision
     return replace(config, precision=precision), reference_engine()
+
+
+def moving_parts(config: TrainConfig) -> str:
+    """Return what is frozen and would still change or be dropped while the rest learns, in words; "" for nothing."""
+    if config.model.backbone.norm == "batch" and any(name.startswith("backbone") for name in config.freeze):
+        return "batch norm of the backbone"
+    if config.model.dropout and not all(name.startswith("backbone") for name in config.freeze):
+        return "dropout"
+    return ""
 
 
 def reference_engine() -> Engine:

@@ -17,8 +17,9 @@ from lucidetr.config import TrainConfig
 from lucidetr.fields import difference, from_dict
 from lucidetr.studies.engines import choose_engine
 from lucidetr.training.engine import Engine
+from lucidetr.training.lock import lock
 from lucidetr.training.loop import train
-from lucidetr.training.run_log import last_start, read_metrics
+from lucidetr.training.run_log import last_start, read_lines, read_metrics
 
 DATA = "generated:digits"
 FEW_DATA = "generated:digits?train=1000&val=100"  # for a quick look
@@ -103,9 +104,7 @@ def run_grid(
         if any(is_of(result, kind, name, config) for result in read_results(file)):
             continue
         result = run(kind, name, config)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(asdict(result)) + "\n")
+        append(file, result)
         print(f"{kind} {name}, seed {seed}: AP {result.ap:.3f} at {result.images_per_second:.0f} images/s")
 
 
@@ -194,10 +193,19 @@ def final_loss(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def read_results(file: Path) -> list[Result]:
-    """Return the runs in a file, none where there is no file."""
-    if not file.is_file():
-        return []
-    return [from_dict(Result, json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    """Return the runs in a file, none where there is no file; half a last line, of a killed process, is none."""
+    return [from_dict(Result, line) for line in read_lines(file)]
+
+
+def append(file: Path, result: Result) -> None:
+    """Add a run to a file, behind the last whole line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "ab+") as lines:
+        lock(lines, wait=True)
+        lines.seek(0)
+        content = lines.read()
+        lines.truncate(content.rfind(b"\n") + 1)
+        lines.write((json.dumps(asdict(result)) + "\n").encode())
 
 
 def chosen(results: Iterable[Result], contender: Contender, plan: Plan) -> list[Result]:

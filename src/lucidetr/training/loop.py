@@ -23,6 +23,7 @@ from lucidetr.training.distributed import average_batch_norm, exchange, joined
 from lucidetr.training.engine import FAST, Engine
 from lucidetr.training.guards import find_stall, skip_sentence, stall_sentence
 from lucidetr.training.interrupt import Interruption, Stopped
+from lucidetr.training.memory import is_out_of_memory, too_large
 from lucidetr.training.optimiser import learning_mode, rate, set_rate
 from lucidetr.training.preflight import preflight
 from lucidetr.training.prepare import Prepared
@@ -47,7 +48,7 @@ def train(config: TrainConfig, engine: Engine = FAST) -> Path:
         closing(ProgressLine(quiet=not ranks.first)) as line,
     ):
         run = Run(config, line, engine, ranks)
-        with closing(run.log):
+        with run.held, closing(run.log):
             return run.train(interruption)
 
 
@@ -81,7 +82,7 @@ class Run(Prepared):
             started = self.now()
             while clock.progress < 1.0:
                 due_before = clock.due(config.evaluations)
-                numbers = self.step(self.receive(steps, interruption))
+                numbers = self.attempt(self.receive(steps, interruption))
                 clock.step += 1
                 now = self.now()
                 numbers["images_per_second"] = config.batch / (now - started)
@@ -138,6 +139,21 @@ class Run(Prepared):
         """Return in words what was just saved."""
         return f"saved after step {self.clock.step}; --resume goes on from there"
 
+    def attempt(self, parts: list[Batch]) -> dict[str, Any]:
+        """Take a step; where there is no memory for it, go back to before it, save, and say how to need less."""
+        self.moved = False
+        try:
+            return self.step(parts)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or self.moved:  # in the midst of the optimiser nothing is whole
+                raise
+            self.guard.restore()
+            self.optimiser.zero_grad(set_to_none=True)
+            self.save_what_is_new()
+            largest = max(parts, key=lambda part: part.images.numel())
+            saved = self.saved if self.clock.step else "before the first step"
+            raise InputError(f"{too_large(self.config, largest, self.device)} ({saved})") from None
+
     def step(self, parts: list[Batch]) -> dict[str, Any]:
         """Take one optimiser step over all parts of the batch and return what it was like."""
         config, model, recorder = self.config, self.config.model, self.recorder
@@ -174,6 +190,7 @@ class Run(Prepared):
         recorder.see_matching(parts, losses)
 
         # clip, step, average
+        self.moved = True
         nn.utils.clip_grads_with_norm_(learning, config.optimiser.clip or float("inf"), gradient)
         self.optimiser.step()
         recorder.see_update(self.model)

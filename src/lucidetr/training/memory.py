@@ -137,7 +137,9 @@ def free_memory(device: torch.device) -> int:
     container = Path("/sys/fs/cgroup")
     most, used = container / "memory.max", container / "memory.current"
     if most.is_file() and (text := most.read_text().strip()).isdigit():
-        limits.append(max(int(text) - int(used.read_text()), 0))
+        # pages of files that were read lately count as used, and are given back when they are asked for
+        statistics = dict(line.split() for line in (container / "memory.stat").read_text().splitlines())
+        limits.append(max(int(text) - int(used.read_text()) + int(statistics.get("inactive_file", 0)), 0))
     return min(limits, default=0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's ranks on this machine
 
 
@@ -154,6 +156,16 @@ def peak_memory(device: torch.device) -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # bytes or KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def too_large(config: TrainConfig, batch: Batch, device: torch.device) -> str:
+    """Return the words for a batch that does not fit, and what to change."""
+    height, width = batch.images.shape[2:]
+    return (
+        f"a batch of {len(batch)} images of {width} × {height} pixels with up to {int(batch.counts.max())} objects "
+        f"does not fit into the memory of {device}: lower --micro-batch (now {config.micro_batch}; --batch can stay as "
+        f"it is), or the largest side by --images.size and --augmentation.scales (now {config.images.size})"
+    )
 
 
 def is_out_of_memory(error: Exception) -> bool:

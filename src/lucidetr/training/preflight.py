@@ -25,7 +25,7 @@ from lucidetr.models.detr import DETR
 from lucidetr.structures import Batch
 from lucidetr.training.checkpoint import write_atomically
 from lucidetr.training.guards import is_papers
-from lucidetr.training.memory import Precision, backward, is_out_of_memory, largest_batch, peak_memory
+from lucidetr.training.memory import Precision, backward, is_out_of_memory, largest_batch, peak_memory, too_large
 from lucidetr.training.optimiser import build_optimiser, freeze, learning_mode, set_rate
 from lucidetr.training.randomness import random_state_kept
 
@@ -206,11 +206,7 @@ def odd_gradients(config: TrainConfig, model: nn.Module, batch: Batch, precision
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not is_out_of_memory(error):
             raise
-        raise InputError(
-            f"a batch of {len(batch)} images of {width} × {height} pixels with {int(batch.counts[0])} objects does not "
-            f"fit into the memory of {device}: lower --micro-batch (now {config.micro_batch}; --batch can stay as it "
-            f"is), or the largest side by --images.size and --augmentation.scales (now {config.images.size})"
-        ) from None
+        raise InputError(too_large(config, batch, device)) from None
     except ValueError as error:  # torch's, of a batch norm that has nothing to compare
         if "more than 1 value per channel" not in str(error):
             raise

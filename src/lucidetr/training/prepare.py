@@ -1,5 +1,6 @@
 """All that a run has before its first step: data, model, optimiser, clock and log, or what it goes on from."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lucidetr.training.distributed import ALONE, Ranks, check_share, cut, parall
 from lucidetr.training.ema import MovingAverage
 from lucidetr.training.engine import Engine
 from lucidetr.training.guards import FiniteGuard
+from lucidetr.training.lock import Lock
 from lucidetr.training.memory import fitting_micro_batch
 from lucidetr.training.optimiser import build_optimiser, freeze
 from lucidetr.training.precision import autocast, choose_precision
@@ -29,6 +31,7 @@ from lucidetr.training.run_log import (
     check_data,
     describe_data,
     describe_run,
+    last_start,
     prepare_folder,
 )
 from lucidetr.training.start import load_start, settle
@@ -44,13 +47,17 @@ class Prepared:
         self.folder, self.asked = Path(config.out), config
         check_length(config)
         self.resumes = prepare_folder(self.folder, config)
-        start, notes = self.open_data()
-        self.choose_device()
-        self.build_model(start, notes)
-        self.build_around_model()
-        if self.resumes:
-            self.resume()
-        self.open_log()
+        with ExitStack() as stack:
+            if ranks.first:
+                stack.enter_context(Lock(self.folder))
+            start, notes = self.open_data()
+            self.choose_device()
+            self.build_model(start, notes)
+            self.build_around_model()
+            if self.resumes:
+                self.resume()
+            self.open_log()
+            self.held = stack.pop_all()
 
     def open_data(self) -> tuple[Converted | None, list[str]]:
         """Open both splits, settle the config; return the weights to start from, and what is worth knowing."""
@@ -71,6 +78,11 @@ class Prepared:
         self.device = place(self.config.device, self.ranks)
         self.now = stopwatch(self.config, self.device)
         self.precision = choose_precision(self.config.precision, self.device)
+        began = last_start(self.folder)["precision"] if self.resumes else self.precision
+        if began == "bf16" != self.precision:  # "auto", on another kind of machine
+            self.line.say(f"warning: the run began in bf16, which {self.device} does not multiply: fp32 from here on")
+        else:
+            self.precision = began
         self.autocast = autocast(self.precision, self.device)
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
 

@@ -140,9 +140,11 @@ def describe_run(config: TrainConfig, device: torch.device, precision: str, rank
 
 
 def _commit() -> str | None:
-    """Return the git commit of this code, None where it is installed without git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    """Return the git commit of this code, None where it is installed without git, if in a folder of somebody's else."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)  # noqa: S603
+        command = [*git, "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,5 +1,6 @@
 """What a run starts from: random weights, or a file of ours, of other projects, or behind an https address."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ PACKAGED = "efficientnet-lite0"
 
 def load_start(config: TrainConfig) -> Converted | None:
     """Return the weights and card that --weights names, None when there are none."""
+    if config.weights_sha256 and config.weights in ("", PACKAGED):
+        raise InputError(f"--weights-sha256 is that of a file, and --weights is {config.weights or 'not given'}")
     if not config.weights:
         return None
     if config.weights == PACKAGED:
@@ -29,7 +32,19 @@ def load_start(config: TrainConfig) -> Converted | None:
         path = fetch(config.weights, config.weights_sha256)
     if not path.exists():
         raise InputError(f"--weights {path}: no such file or folder")
+    if config.weights_sha256 and "://" not in config.weights:
+        check_hash(path, config.weights_sha256)
     return Converted(*load_model(path)) if has_card(path) else convert(path)
+
+
+def check_hash(path: Path, expected: str) -> None:
+    """Refuse a file whose content is not the one that was meant."""
+    if path.is_dir():
+        raise InputError(f"--weights {path} is a folder, --weights-sha256 that of a file: name the file in it")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected.lower():
+        raise InputError(f"--weights {path}: its SHA-256 is {found}, --weights-sha256 says {expected}")
 
 
 def settle(config: TrainConfig, start: Converted | None, dataset: Dataset) -> tuple[TrainConfig, list[str]]:
