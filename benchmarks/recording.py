@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from itertools import cycle, islice
 
@@ -35,8 +36,8 @@ def main(runs: int = 10) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = replace(recipe("lucid-xs"), data=DATA, out=folder, minutes=MINUTES, device="cpu", precision="fp32")
         run = Run(config, ProgressLine(), FAST)
-        seconds, size = measure(run, runs)
-        run.log.close()
+        with run.held, closing(run.log):
+            seconds, size = measure(run, runs)
     step, noting = (statistics.median(seconds[name]) for name in ("step", "noting"))
     pairs = zip(seconds["step with a look"], seconds["step"], strict=True)
     look = statistics.median(with_look - without for with_look, without in pairs)

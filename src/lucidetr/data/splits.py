@@ -16,11 +16,11 @@ SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validati
 def split_of(name: str) -> str | None:
     """Return the split that a name speaks of.
 
-    >>> split_of("instances_train2017"), split_of("valid"), split_of("retrain")
-    ('train', 'val', None)
+    >>> split_of("instances_train2017"), split_of("valid"), split_of("test-dev2017"), split_of("retrain")
+    ('train', 'val', 'test', None)
     """
     parts = re.split(r"[^a-z]+", name.lower())
-    return next((split for split, words in SPLIT_WORDS.items() if any(word in parts for word in words)), None)
+    return next((split for split in ("train", "test", "val") if not {*SPLIT_WORDS[split]}.isdisjoint(parts)), None)
 
 
 def find_yaml(source: Path) -> Path | None:
