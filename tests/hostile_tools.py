@@ -141,5 +141,6 @@ def yolo_set(folder: Path, name: str) -> Path:
 
 
 def yolo_list(folder: Path, name: str) -> Path:
-    (folder / "list.txt").write_text(f"images/good.png\n{name}\n", encoding="utf-8")
+    lines = dict.fromkeys(["images/good.png", name])  # one line where it is the same picture
+    (folder / "list.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return yolo_set(folder, "list.txt")

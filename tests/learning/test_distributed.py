@@ -322,7 +322,7 @@ def test_an_operation_that_apples_gpus_lack_is_named(monkeypatch, capsys):
 
 def test_auto_takes_cuda_then_apples_gpu_then_the_cpu(monkeypatch):
     tried = []
-    monkeypatch.setattr(torch, "zeros", lambda *size, device: tried.append(device.type))
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: tried.append(device.type) or torch.ones(1))
     for cuda, mps in ((True, True), (False, True), (False, False)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: there)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: there)

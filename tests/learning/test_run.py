@@ -369,6 +369,7 @@ def test_a_run_folder_holds_what_is_promised(tmp_path):
     names = {file.name.split(".out.")[0] for file in run.iterdir()}
     expected = {"config.json", "run.json", "metrics.jsonl", "metrics-val.json", "best.safetensors", "best.json"}
     expected |= {"statistics.jsonl", "first-batch.png", "last.safetensors", "last.json", "checkpoints", "events"}
+    expected |= {".lock"}
     assert names == expected
     description = json.loads((run / "run.json").read_text())[0]
     assert description["versions"]["torch"] == torch.__version__.split("+")[0]

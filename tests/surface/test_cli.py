@@ -175,7 +175,8 @@ def test_train_evaluate_predict(trained, tmp_path):
     single = root / "set" / "train" / "000001.png"
     lucidetr("predict", run, single, root / "set" / "val", "--out", tmp_path / "drawn", "--threshold", "0.0")
     names = sorted(file.name for file in (tmp_path / "drawn").iterdir())
-    assert names == ["000001-2.png", "000001.png", "000002.png", "000003.png", "000004.png", "detections.json"]
+    pictures = ["000001-2.png", "000001.png", "000002.png", "000003.png", "000004.png"]
+    assert names == [".made-by-predict", *pictures, "detections.json"]
     with Image.open(tmp_path / "drawn" / "000001.png") as drawn, Image.open(single) as plain:
         assert drawn.size == plain.size
         assert drawn.tobytes() != plain.tobytes()

@@ -197,8 +197,10 @@ def test_large_data(bench, monkeypatch, tmp_path):
 def test_a_page_is_filled_from_the_newest_lines(bench, tmp_path):
     table_module = import_module("benchmarks.table")
     base = {"benchmark": "training", "machine": "two", "amx": False, "device": "cpu", "threads": 1}
+    base |= {"command": "-m benchmarks training"}
     base |= {"versions": {"torch": "2", "transformers": "5"}, "settings": {"precision": "fp32", "side": 64, "batch": 2}}
     lines = [base | {"seconds": {"lucidetr": [own], "transformers": [3.0]}} for own in (1.0, 2.0)]
+    lines.append(lines[0] | {"command": "-m benchmarks training --quick"})  # says nothing of the models
     import_module("benchmarks.measure").RESULTS.write_text("\n".join(map(json.dumps, lines)))
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- training -->\nold\n<!-- end -->\nafter\n<!-- peaks -->\n<!-- end -->\n")

@@ -168,7 +168,9 @@ def test_a_batch_that_does_not_fit_is_an_input_error(tmp_path, scenes, monkeypat
 
     config, model = config_and_model()
     monkeypatch.setattr(preflight, "backward", full)
-    with pytest.raises(InputError, match=r"2 images of 64 × 64 pixels with 3 objects .*--micro-batch \(now 2.*images"):
+    with pytest.raises(
+        InputError, match=r"2 images of 64 × 64 pixels with up to 3 objects .*--micro-batch \(now 2.*images"
+    ):
         fly(tmp_path, config, model, scenes)
 
 
