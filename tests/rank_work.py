@@ -83,15 +83,16 @@ def five_steps(config: TrainConfig, micro_batch: int, ranks=ALONE) -> dict:
     run.recorder = spy = Spy()
     own = 4 // ranks.size
     losses = []
-    for step, objects in enumerate(OBJECTS):
-        samples = []
-        for place in range(ranks.rank * own, (ranks.rank + 1) * own):
-            sample = fixed_sample(run.train_set, config.images, 4 * step + place)
-            few = Target(sample.target.boxes_xyxy[: objects[place]], sample.target.labels[: objects[place]])
-            samples.append(replace(sample, target=few))
-        parts = [make_batch(samples[at : at + micro_batch], config.images) for at in range(0, own, micro_batch)]
-        losses.append(ranks.total({"loss": run.step(parts)["loss"]})["loss"])
-        run.clock.step += 1
+    with run.held:
+        for step, objects in enumerate(OBJECTS):
+            samples = []
+            for place in range(ranks.rank * own, (ranks.rank + 1) * own):
+                sample = fixed_sample(run.train_set, config.images, 4 * step + place)
+                few = Target(sample.target.boxes_xyxy[: objects[place]], sample.target.labels[: objects[place]])
+                samples.append(replace(sample, target=few))
+            parts = [make_batch(samples[at : at + micro_batch], config.images) for at in range(0, own, micro_batch)]
+            losses.append(ranks.total({"loss": run.step(parts)["loss"]})["loss"])
+            run.clock.step += 1
     return {"gradients": spy.gradients, "weights": run.model.state_dict(), "losses": torch.stack(losses)}
 
 
