@@ -78,7 +78,7 @@ class Prepared:
         self.device = place(self.config.device, self.ranks)
         self.now = stopwatch(self.config, self.device)
         self.precision = choose_precision(self.config.precision, self.device)
-        began = last_start(self.folder)["precision"] if self.resumes else self.precision
+        began = last_start(self.folder).get("precision", self.precision) if self.resumes else self.precision
         if began == "bf16" != self.precision:  # "auto", on another kind of machine
             self.line.say(f"warning: the run began in bf16, which {self.device} does not multiply: fp32 from here on")
         else:

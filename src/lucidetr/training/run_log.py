@@ -140,7 +140,7 @@ def describe_run(config: TrainConfig, device: torch.device, precision: str, rank
 
 
 def _commit() -> str | None:
-    """Return the git commit of this code, None where it is installed without git, if in a folder of somebody's else."""
+    """Return the git commit of this code, None where it is installed, whosever repository that may be in."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)  # noqa: S603
