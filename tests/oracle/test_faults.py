@@ -140,7 +140,10 @@ FAULTS = {
         "one_and_a_half(logits.detach().sigmoid())",
         "one_and_a_half(logits.sigmoid())",
     ),
-    "evaluation/coco.py": ('enumerate(content["annotations"], start=1)', 'enumerate(content["annotations"], start=0)'),
+    "evaluation/coco.py": (
+        "np.arange(1, len(annotations.annotation_ids) + 1)",
+        "np.arange(len(annotations.annotation_ids))",
+    ),
     "criterion/matcher.py taught wish": (
         "costs = cost.masked_fill(~wanted, torch.inf)[layer, image, query]",
         "costs = cost[layer, image, query]",

@@ -36,7 +36,7 @@ def fetch(url: str, sha256: str, opener: Callable[..., Any] = urllib.request.url
         raise InputError(f"{url}: only https addresses are downloaded")
     place = cached_path(url, sha256)
     if place.is_file():
-        found = _digest(place)
+        found = digest_of(place)
         if found != sha256:
             raise InputError(f"{place}: its SHA-256 is {found}, not {sha256}: delete it, it is not the file wanted")
         return place
@@ -84,6 +84,7 @@ def _download(url: str, sha256: str, place: Path, opener: Callable[..., Any]) ->
         Path(temporary).unlink(missing_ok=True)
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,11 +1,12 @@
 """COCO's twelve numbers and the same by category (Lin et al. 2014), computed by faster-coco-eval."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lucidetr.boxes import xyxy_to_xywh
+from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations
 from lucidetr.errors import InputError
 from lucidetr.structures import Detections
@@ -62,8 +63,9 @@ def evaluate(annotations: Annotations, detections: Sequence[Detections]) -> Metr
     silent = {"print_function": lambda *_: None}
     if len(detections) != len(annotations):
         raise InputError(f"{len(detections)} images were predicted, {len(annotations)} are to be evaluated")
-    truth = COCO(_truth(annotations), **silent)
-    found = truth.loadRes(_results(annotations, detections))
+    numbered = _numbered(annotations)
+    truth = COCO(numbered.to_coco(), **silent)
+    found = truth.loadRes(_results(annotations, numbered, detections))
     run = COCOeval_faster(truth, found, iouType="bbox", **silent)
     run.params.maxDets = [1, 10, 100]
     run.evaluate()
@@ -91,48 +93,34 @@ def evaluate(annotations: Annotations, detections: Sequence[Detections]) -> Metr
     )
 
 
-def _truth(annotations: Annotations) -> dict:
-    """Return the content of a COCO file whose ids count from 1.
+def _numbered(annotations: Annotations) -> Annotations:
+    """Return the same with ids that count from 1, those of images in the order of the user's, of categories by label.
 
     The library keeps ids as doubles, where those above 2⁵³ are no longer told apart, and takes an annotation's id of
-    0 for "not matched".
+    0 for "not matched". The order of images decides between equal scores.
     """
-    content = annotations.to_coco()
-    images, categories = _numbers(annotations)
-    for image in content["images"]:
-        image["id"] = images[image["id"]]
-    for category in content["categories"]:
-        category["id"] = categories[category["id"]]
-    for number, annotation in enumerate(content["annotations"], start=1):
-        annotation |= {
-            "id": number,
-            "image_id": images[annotation["image_id"]],
-            "category_id": categories[annotation["category_id"]],
-        }
-    return content
+    names = annotations.categories.names
+    return replace(
+        annotations,
+        image_ids=annotations.image_ids.argsort().argsort() + 1,
+        annotation_ids=np.arange(1, len(annotations.annotation_ids) + 1),
+        categories=Categories(ids=tuple(range(1, len(names) + 1)), names=names),
+    )
 
 
-def _numbers(annotations: Annotations) -> tuple[dict[int, int], dict[int, int]]:
-    """Return the number of each image id, in the order of the ids, which decides between equal scores; of each category
-    id, in the order of the labels.
-    """
-    images = {each: rank for rank, each in enumerate(sorted(annotations.image_ids.tolist()), start=1)}
-    return images, {each: label for label, each in enumerate(annotations.categories.ids, start=1)}
-
-
-def _results(annotations: Annotations, detections: Sequence[Detections]) -> list[dict]:
-    """Return the detections as rows of a COCO results file, with the ids of `_truth`."""
-    images, known = _numbers(annotations)
+def _results(annotations: Annotations, numbered: Annotations, detections: Sequence[Detections]) -> list[dict]:
+    """Return the detections as rows of a COCO results file, with the numbered annotations' ids."""
+    known = dict(zip(annotations.categories.ids, numbered.categories.ids, strict=True))
     rows = []
-    for image_id, found in zip(annotations.image_ids.tolist(), detections, strict=True):
+    ids = zip(annotations.image_ids.tolist(), numbered.image_ids.tolist(), detections, strict=True)
+    for image_id, number, found in ids:
         if not (found.boxes_xyxy.isfinite().all() and found.scores.isfinite().all()):
             raise InputError(f"image {image_id}: a detection's box or score is nan or infinite; the model is broken")
         boxes = xyxy_to_xywh(found.boxes_xyxy.double()).tolist()
         for box, score, category_id in zip(boxes, found.scores.tolist(), found.category_ids, strict=True):
             if category_id not in known:
                 raise InputError(f"a detection has category id {category_id}; the data set knows {sorted(known)}")
-            row = {"image_id": images[image_id], "category_id": known[category_id]}
-            rows.append(row | {"bbox": box, "score": score})
+            rows.append({"image_id": number, "category_id": known[category_id], "bbox": box, "score": score})
     return rows
 
 

@@ -1,12 +1,11 @@
 """What a run starts from: random weights, or a file of ours, of other projects, or behind an https address."""
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 from lucidetr.config import TrainConfig
 from lucidetr.conversion.convert import convert
-from lucidetr.conversion.download import fetch
+from lucidetr.conversion.download import digest_of, fetch
 from lucidetr.conversion.efficientnet import efficientnet_lite0
 from lucidetr.conversion.names import Converted, backbone_only
 from lucidetr.data.dataset import Dataset
@@ -41,9 +40,7 @@ def check_hash(path: Path, expected: str) -> None:
     """Refuse a file whose content is not the one that was meant."""
     if path.is_dir():
         raise InputError(f"--weights {path} is a folder, --weights-sha256 that of a file: name the file in it")
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected.lower():
+    if (found := digest_of(path)) != expected.strip().lower():
         raise InputError(f"--weights {path}: its SHA-256 is {found}, --weights-sha256 says {expected}")
 
 
