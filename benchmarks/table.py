@@ -1,4 +1,7 @@
-"""The tables of docs/performance.md, made from results.jsonl; of runs with equal settings the newest counts."""
+"""The tables of docs/performance.md, made from results.jsonl.
+
+Of runs with equal settings that with most contenders counts, of equally many the newest.
+"""
 
 import json
 import re
@@ -33,9 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def newest(lines: Sequence[Line], benchmark: str) -> list[Line]:
-    """Return the newest line of each settings and machine."""
-    own = [line for line in lines if line["benchmark"] == benchmark and "--quick" not in line["command"].split()]
-    return list({(json.dumps(line["settings"]), place(line)): line for line in own}.values())
+    """Return the newest of the fullest lines of each settings and machine, in the order of the file."""
+    kept: dict[tuple[str, str], Line] = {}
+    for line in lines:
+        if line["benchmark"] != benchmark or "--quick" in line["command"].split():
+            continue
+        key = json.dumps(line["settings"]), place(line)
+        if key not in kept or contenders(line) >= contenders(kept[key]):
+            kept[key] = line
+    return list(kept.values())
+
+
+def contenders(line: Line) -> int:
+    """Return how many things were measured beside each other."""
+    return len(line.get("seconds") or line.get("recipes") or line.get("rows") or ())
 
 
 def place(line: Line) -> str:

@@ -94,12 +94,13 @@ def our_step(model: DETR, config: TrainConfig, batch: Batch, precision: str) -> 
 def their_step(peer: nn.Module, config: TrainConfig, batch: Batch, precision: str) -> Step:
     """Return the same step of transformers' model with the same optimiser."""
     device = batch.images.device
-    peer = peer.to(device).train()
+    peer = peer.to(device).to(memory_format=torch.channels_last).train()
     computing, peer_loss = autocast(precision, device), PeerLoss(peer)
+    laid_out = replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
 
     def loss() -> Tensor:
         with computing():
-            logits, boxes = peer_loss.predict(batch)
+            logits, boxes = peer_loss.predict(laid_out)
         return peer_loss.loss(logits, boxes, batch)
 
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}

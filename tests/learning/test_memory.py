@@ -134,6 +134,19 @@ def test_free_memory_is_no_more_than_the_machine_has():
     assert 2**20 < memory.free_memory(torch.device("cpu")) <= installed
 
 
+def test_a_container_leaves_what_it_does_not_use_and_pages_it_would_give_back(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("9000000\n")
+    (tmp_path / "memory.current").write_text("8000000\n")
+    (tmp_path / "memory.stat").write_text("anon 3000000\ninactive_file 500000\nactive_file 70000\n")
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
+    assert memory.free_memory(torch.device("cpu")) == 9_000_000 - 8_000_000 + 500_000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert memory.free_memory(torch.device("cpu")) == 500_000
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    (tmp_path / "memory.max").write_text("max\n")  # no limit: the machine's own
+    assert memory.free_memory(torch.device("cpu")) > 9_000_000
+
+
 def test_a_run_fills_the_memory_and_goes_on_with_what_it_began_with(tmp_path, monkeypatch):
     monkeypatch.setattr("lucidetr.training.prepare.fitting_micro_batch", lambda *known: 2)
     config = setting(batch=4, micro_batch=0, recompute=True, steps=2, evaluations=1, out=str(tmp_path / "run"))

@@ -214,6 +214,7 @@ def test_every_refusal_is_a_plain_sentence_with_safe_headers(server, pictures):
         (server.predict(b"broken"), 400, "not a picture that can be read (6 bytes)"),
         (server.predict(pictures[0][:500]), 400, "damaged or truncated picture of 500 bytes"),
         (server.predict(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 400, "not a picture that can be read"),
+        (server.predict(b"P6 96 96 255\n" + bytes(3 * 96 * 96)), 400, "not a picture that can be read"),
         (server.predict(b""), 400, "the picture is empty"),
         (server.predict(bomb(60_000, 60_000)), 400, "more than 4,000,000 pixels"),
         (server.predict(pictures[0], threshold="2"), 400, "threshold = '2': give a number from 0 to 1"),

@@ -194,6 +194,16 @@ def test_large_data(bench, monkeypatch, tmp_path):
     assert "| reading 3,000 boxes" in table([line], "large_data")
 
 
+def test_a_line_of_fewer_contenders_takes_no_fuller_ones_place(bench):
+    newest = import_module("benchmarks.table").newest
+    base = {"benchmark": "training", "machine": "two", "amx": False, "device": "cpu", "threads": 1, "settings": {}}
+    base |= {"command": "-m benchmarks training", "versions": {"torch": "2", "transformers": "5"}}
+    full, alone = base | {"seconds": {"a": [1.0], "b": [2.0]}}, base | {"seconds": {"a": [3.0]}}
+    again = base | {"seconds": {"a": [4.0], "b": [5.0]}}
+    assert newest([full, alone], "training") == [full]
+    assert newest([alone, full, again, alone], "training") == [again]
+
+
 def test_a_page_is_filled_from_the_newest_lines(bench, tmp_path):
     table_module = import_module("benchmarks.table")
     base = {"benchmark": "training", "machine": "two", "amx": False, "device": "cpu", "threads": 1}

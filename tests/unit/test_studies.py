@@ -388,11 +388,13 @@ def planned(monkeypatch):
 def test_options_change_the_usual_plan_or_the_quick_one(planned, capsys):
     command_line.run(["ablations", "--out", "here"])
     command_line.run(["ablations", "--out", "here", "--quick", "--seeds", "2", "--part", "2/3"])
-    command_line.run(["three-ways", "--out", "here", "--steps", "3", "--images", "99", "--data", "d", "--weights", "w"])
+    command_line.run(
+        ["three-ways", "--out", "here", "--minutes", "3", "--images", "99", "--data", "d", "--weights", "w"]
+    )
     usual, quick, mine = planned
     assert usual == ablations.USUAL
     assert quick == replace(ablations.QUICK, seeds=2, part=(2, 3))
-    assert mine == replace(three_ways.USUAL, steps=3, images=99, data="d", weights="w")
+    assert mine == replace(three_ways.USUAL, minutes=3.0, images=99, data="d", weights="w")
     assert "table: here" in capsys.readouterr().out
 
 
@@ -401,6 +403,7 @@ def test_options_change_the_usual_plan_or_the_quick_one(planned, capsys):
     [
         (["start", "--minutes", "1"], "start counts batches, give --steps"),
         (["ablations", "--images", "9"], "--images belongs to the study three-ways"),
+        (["three-ways", "--images", "9", "--steps", "3"], "--images 9 --steps 3: with --steps every run is that long"),
         (["ladder", "--weights", "x"], "--weights belongs to the study three-ways"),
         (["ablations", "--seeds", "0"], "--seeds 0: choose a number above 0"),
         (["ablations", "--steps", "2", "--minutes", "1"], "give one of them"),

@@ -98,3 +98,5 @@ def check(options: Options) -> None:
     for name in ("images", "weights"):
         if getattr(options, name) and options.name != "three-ways":
             raise InputError(f"--{name} belongs to the study three-ways, not to {options.name}")
+    if options.images and options.steps:
+        raise InputError(f"--images {options.images} --steps {options.steps}: with --steps every run is that long")

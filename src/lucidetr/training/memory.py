@@ -22,6 +22,7 @@ from lucidetr.training.randomness import random_state_kept
 from lucidetr.training.recompute import standing
 
 Precision = Callable[[], AbstractContextManager]
+CONTAINER = Path("/sys/fs/cgroup")  # where a container's limits stand, if there is one
 USABLE = 0.8  # of the free memory
 # a step needs that many times what its forward pass keeps: gradients of features, the kernels' own room; where features
 # are computed again, besides all that the largest stage keeps
@@ -134,11 +135,10 @@ def free_memory(device: torch.device) -> int:
         limits.append(1024 * int(lines["MemAvailable"].split()[0]))
     elif hasattr(os, "sysconf"):  # macOS; half of what is installed
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
-    container = Path("/sys/fs/cgroup")
-    most, used = container / "memory.max", container / "memory.current"
+    most, used = CONTAINER / "memory.max", CONTAINER / "memory.current"
     if most.is_file() and (text := most.read_text().strip()).isdigit():
         # pages of files that were read lately count as used, and are given back when they are asked for
-        statistics = dict(line.split() for line in (container / "memory.stat").read_text().splitlines())
+        statistics = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
         limits.append(max(int(text) - int(used.read_text()) + int(statistics.get("inactive_file", 0)), 0))
     return min(limits, default=0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's ranks on this machine
 
