@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,12 +287,33 @@ def test_a_step_without_memory_is_undone_and_what_was_before_it_is_saved(tmp_pat
 
     monkeypatch.setattr(loop.Run, "step", full)
     with pytest.raises(
-        InputError, match=r"does not fit into the memory of cpu: lower --micro-batch .*saved after step 3"
+        InputError,
+        match=r"does not fit into the memory of cpu: lower --micro-batch .*saved after step 3; --resume goes on",
     ):
         loop.train(short(tmp_path / "cut"))
     cut = loop.train(short(tmp_path / "cut", resume=True))
     a, b = (load_newest_training(run / "checkpoints")[0] for run in (whole, cut))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_resumed_run_may_need_less_memory(tmp_path, monkeypatch, capsys):
+    def still(name, **changes):
+        """Without dropout, whose draws depend on the parts of a batch."""
+        config = tiny(tmp_path / name, precision="fp64", **changes)
+        return replace(config, model=replace(config.model, dropout=0.0))
+
+    train_until_interrupted(still("whole"), monkeypatch)
+    shutil.copytree(tmp_path / "whole", tmp_path / "less")
+    whole = loop.train(still("whole", resume=True))
+    assert last_start(whole)["trained_as"]["micro_batch"] == 2
+    capsys.readouterr()
+    less = loop.train(still("less", resume=True, micro_batch=1, recompute=True))
+    assert "batch 4 as 4 × 1" in capsys.readouterr().out
+    now = last_start(less)["trained_as"]
+    assert (now["micro_batch"], now["recompute"]) == (1, True)
+    a, b = (load_newest_training(run / "checkpoints")[0] for run in (whole, less))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], msg=name)
 
 
 def test_a_resumed_run_keeps_the_precision_that_it_began_with(tmp_path, monkeypatch, capsys):

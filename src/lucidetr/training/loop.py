@@ -151,7 +151,7 @@ class Run(Prepared):
             self.optimiser.zero_grad(set_to_none=True)
             self.save_what_is_new()
             largest = max(parts, key=lambda part: part.images.numel())
-            saved = self.saved if self.clock.step else "before the first step"
+            saved = f"{self.saved}, with another --micro-batch too" if self.clock.step else "before the first step"
             raise InputError(f"{too_large(self.config, largest, self.device)} ({saved})") from None
 
     def step(self, parts: list[Batch]) -> dict[str, Any]:

@@ -164,7 +164,8 @@ def too_large(config: TrainConfig, batch: Batch, device: torch.device) -> str:
     return (
         f"a batch of {len(batch)} images of {width} × {height} pixels with up to {int(batch.counts.max())} objects "
         f"does not fit into the memory of {device}: lower --micro-batch (now {config.micro_batch}; --batch can stay as "
-        f"it is), or the largest side by --images.size and --augmentation.scales (now {config.images.size})"
+        f"it is){'' if config.recompute else ', add --recompute'}, or choose a smaller --images.size (now "
+        f"{config.images.size}) or smaller --augmentation.scales"
     )
 
 

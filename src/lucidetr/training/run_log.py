@@ -31,6 +31,8 @@ FREE_ON_RESUME = {
     "timeout_minutes",
     "preflight",
     "replay",
+    "micro_batch",
+    "recompute",
 }
 FIRST_SAVE = "first-save"  # stands in the folder while a run's first models are there and its first checkpoint is not
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "faster-coco-eval")
@@ -68,8 +70,15 @@ def prepare_folder(folder: Path, config: TrainConfig) -> bool:
 
 
 def as_it_began(folder: Path, config: TrainConfig) -> TrainConfig:
-    """Return the config that the run in this folder was trained as; only what may differ is taken from `config`."""
-    return replace(trained_as(folder), **{name: getattr(config, name) for name in FREE_ON_RESUME})
+    """Return the config that the run in this folder was trained as; only what may differ is taken from `config`.
+
+    The same --micro-batch as before stays what it came to: 0 is not measured again, one larger than the batch was cut.
+    """
+    began, asked_before = trained_as(folder), from_dict(TrainConfig, read_json(folder / "config.json"))
+    free = {name: getattr(config, name) for name in FREE_ON_RESUME}
+    if config.micro_batch == asked_before.micro_batch:
+        free["micro_batch"] = began.micro_batch
+    return replace(began, **free | {"micro_batch": min(free["micro_batch"], began.batch)})
 
 
 def trained_as(folder: Path) -> TrainConfig:
