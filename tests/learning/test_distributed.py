@@ -19,7 +19,7 @@ from lucidetr.data.batching import CountFrom, evaluation_batches, training_steps
 from lucidetr.data.dataset import open_dataset
 from lucidetr.errors import InputError
 from lucidetr.recipes import recipe
-from lucidetr.training.distributed import ALONE, Ranks, check_share, joined, launched
+from lucidetr.training.distributed import ALONE, Ranks, check_same_step, check_share, joined, launched
 from lucidetr.training.loop import train
 from lucidetr.training.precision import choose_device
 from lucidetr.training.run_log import read_metrics
@@ -282,6 +282,10 @@ def test_what_ranks_cannot_do_is_said_before_they_meet(monkeypatch):
         pass
     with pytest.raises(InputError, match=r"--batch 2 cannot be shared evenly by 3 ranks: choose 3 "):
         check_share(2, Ranks(1, 3))
+    with pytest.raises(
+        InputError, match=r"run: .*\(rank 0 after step 4, rank 1 after step 0\): --out must be one folder"
+    ):
+        check_same_step([4, 0], Path("run"))
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - {"train", "eval"}))

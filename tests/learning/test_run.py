@@ -26,6 +26,7 @@ from lucidetr.training import loop
 from lucidetr.training.checkpoint import load_newest_training, load_tensors
 from lucidetr.training.engine import FAST, Engine
 from lucidetr.training.run_log import read_metrics
+from lucidetr.training.start import fit_to_data
 from run_tools import TINY, tiny, train_until_interrupted
 
 from .test_distributed import small_lucid
@@ -145,6 +146,21 @@ def test_a_run_killed_between_its_first_model_and_its_first_checkpoint_begins_an
         loop.train(tiny(run, steps=1, resume=True))
 
 
+def test_mosaics_of_more_objects_than_queries_are_told_of(tmp_path):
+    data = open_dataset(str(plant(tmp_path / "data")), "train")
+    most = int(data.annotations.objects_per_image().sum())  # of its four pictures
+    config = recipe("lucid-xs")
+    config = replace(config, model=replace(config.model, num_queries=most - 1))
+
+    def told(mosaic, **changes):
+        asked = replace(config, augmentation=replace(config.augmentation, mosaic=mosaic), **changes)
+        return [note for note in fit_to_data(asked, data)[1] if "join" in note]
+
+    (note,) = told(0.5)
+    assert f"with up to {most} objects for {most - 1} queries" in note
+    assert told(0.0) == told(0.5, overfit=2) == told(0.5, model=replace(config.model, num_queries=most)) == []
+
+
 def test_a_run_is_not_resumed_on_other_data(tmp_path, monkeypatch):
     data = plant(tmp_path / "data")
     config = short(tmp_path / "run", data=str(data), resume=True)
@@ -181,6 +197,11 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path, monkeypatch):
         f"{tmp_path / 'run'} began with 4 training images, now there are 3: it could not go on as it would have; "
         f"put the old images back, {anew}"
     )
+    other = "began with as many images, but their names, sizes, order or objects were others"
+    first, second, *rest = sound["train"]["images"]
+    names = {"file_name": second["file_name"]}, {"file_name": first["file_name"]}
+    assert other in refused(train={"images": [first | names[0], second | names[1], *rest]})
+    assert other in refused(val={"annotations": sound["val"]["annotations"][:-1]})
     assert "began with 2 validation images, now there are 1" in refused(val=fewer["val"])
 
     starts = json.loads((tmp_path / "run" / "run.json").read_text())

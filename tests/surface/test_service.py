@@ -302,6 +302,23 @@ def test_as_many_wait_as_may_and_the_others_are_told_at_once(server, pictures):
     assert server.counter('requests_total{route="/look",status="503"}') == 1
 
 
+def test_nothing_is_computed_for_clients_that_have_left(server, pictures):
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(pictures[0])}\r\n\r\n"
+    before = server.counter("batch_jobs_sum")
+    with Stopped(server, pictures[0]) as stopped:
+        leaving = [socket.create_connection(("127.0.0.1", server.port), 10) for _ in range(QUEUE)]
+        for connection in leaving:
+            connection.sendall(head.encode() + pictures[0])
+        stopped.waiting(QUEUE)
+        for connection in leaving:
+            connection.close()
+        stopped.waiting(0)  # there is room for others
+        (last,) = stopped.send(pictures[:1])
+        stopped.waiting(1)
+    assert [each.result().status_code for each in (stopped.first, last)] == [200, 200]
+    assert server.counter("batch_jobs_sum") == before + 2
+
+
 def test_neighbours_in_a_batch_change_nothing_not_even_a_broken_one(server, pictures):
     bodies = [pictures[0], pictures[3], b"poison", pictures[6]]  # three of one size
     alone = [server.predict(body).json() for body in bodies]

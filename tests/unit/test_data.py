@@ -203,6 +203,17 @@ def test_boxes_follow_the_picture(kind, seed, top, left, height, width):
     torch.testing.assert_close(moved.boxes_xyxy[0], torch.tensor([x0, y0, x1, y1]).float(), rtol=0, atol=1.6)
 
 
+@pytest.mark.parametrize("crop", [0.0, 1.0])
+def test_a_picture_without_objects_is_turned_like_others(crop):
+    config = AugmentationConfig(turn=1.0, flip=0.0, crop=crop, scales=(), zoom=0.2, shift=0.1)
+    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    images = ImageConfig(size=64, max_size=128)
+    for seed in range(4):
+        changed, moved = Augmentation(config, images)(torch.zeros(3, 50, 70, dtype=torch.uint8), nothing, seed)
+        assert changed.shape[1] > changed.shape[2] or crop
+        assert len(moved.labels) == len(moved.boxes_xyxy) == 0
+
+
 def test_the_same_seed_gives_the_same_change_and_leaves_the_global_state_alone(monkeypatch):
     config = recipe("detr-xs")
     change = Augmentation(config.augmentation, config.images)

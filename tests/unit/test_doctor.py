@@ -180,6 +180,16 @@ def few(folder: Path) -> None:
 COCO = {
     "json": (whole('{"images": ['), r"train\.json: not JSON \(line 1, column \d+"),
     "json-constant": (lambda f: write(f, "train", json.dumps(read(f)).replace("[4, 5", "[NaN, 5", 1)), "holds NaN"),
+    "json-list-twice": (
+        lambda f: write(f, "train", json.dumps(read(f)).replace("{", '{"annotations": [], ', 1)),
+        "'annotations' stands twice in an object",
+    ),
+    "json-key-twice": (
+        lambda f: write(
+            f, "train", json.dumps(read(f)).replace('"bbox": [4, 5', '"bbox": [1, 2, 3, 4], "bbox": [4, 5', 1)
+        ),
+        r"'bbox' stands twice in an object, and only the last of both counts; .* \(.*id 1",
+    ),
     "json-text": (lambda f: (f / "annotations" / "train.json").write_bytes(b"\xff\xfe{\x00"), "not a readable JSON"),
     "coco-lists": (whole('{"images": [], "annotations": []}'), "has no list categories"),
     "no-images": (

@@ -162,6 +162,27 @@ def test_missing_voc_files_are_named(voc):
         open_dataset(str(voc), "train")
 
 
+def test_a_voc_list_without_names_is_refused(voc):
+    text(voc / "ImageSets" / "Main" / "val.txt", "\n")
+    with pytest.raises(InputError, match=r"val\.txt: no name in it; list pictures there, or take the file away"):
+        open_dataset(str(voc), "train")
+
+
+def test_a_voc_list_of_train_and_val_is_train_where_there_is_no_other(voc):
+    def ids(split):
+        return open_dataset(str(voc), split).annotations.file_names.tolist()
+
+    both = text(voc / "ImageSets" / "Main" / "trainval.txt", "a\nb\n")
+    assert ids("train") == ["JPEGImages/a.jpg"]  # train.txt counts
+    (both.parent / "train.txt").unlink()
+    assert (ids("train"), ids("val")) == (["JPEGImages/a.jpg"], ["JPEGImages/b.jpg"])
+    (both.parent / "val.txt").rename(both.parent / "test.txt")
+    assert (ids("train"), ids("test")) == (["JPEGImages/a.jpg", "JPEGImages/b.jpg"], ["JPEGImages/b.jpg"])
+    text(both, "a\n")
+    (both.parent / "test.txt").unlink()
+    assert ids("train") == ["JPEGImages/a.jpg"], "what no list names is for no split"
+
+
 def test_bad_voc_boxes_can_be_dropped(voc):
     voc_file(voc / "Annotations" / "a.xml", voc_object("cat", 5, 6, 5, 9), voc_object("dog", 1, 1, 2, 2))
     annotations = open_dataset(str(voc), "train", "drop").annotations

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lucidetr.data import long_json
+from lucidetr.errors import InputError
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
@@ -96,6 +97,11 @@ def test_what_is_no_json_is_refused_at_the_same_place(tmp_path, text):
     with pytest.raises(json.JSONDecodeError) as found:
         read(tmp_path / "bad.json", text)
     assert (found.value.lineno, found.value.colno) == (expected.value.lineno, expected.value.colno)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    with pytest.raises(InputError, match="'long' stands there twice, and only one of the two could count"):
+        read(tmp_path / "twice.json", '{"long": [1], "other": 2, "long": [3]}')
 
 
 @pytest.mark.parametrize("text", ["3", "null", '"long"', "[1, 2]", "{}", '{"long": 3}', '{"long": {"long": [1]}}'])

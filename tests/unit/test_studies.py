@@ -194,7 +194,8 @@ def test_a_run_that_meets_a_number_that_is_none_counts_as_nothing(tmp_path):
     [
         ({"compile": True}, "leave --compile out"),
         ({"recompute": True}, "leave --recompute out"),
-        ({"freeze": ("backbone.stem",)}, "batch norm of the backbone would move though it is frozen"),
+        ({"freeze": ("fusion",)}, "batch norm would move though it is frozen"),
+        ({"freeze": ("backbone.stem",)}, "batch norm would move though it is frozen"),
         ({"freeze": ("encoder",), "recipe": "detr-xs"}, "dropout would move though it is frozen"),
     ],
 )

@@ -51,11 +51,11 @@ def choose_for(config: TrainConfig) -> TrainConfig:
     """Return the recipe that fits the config's data, and say why it was chosen."""
     from lucidetr.data.dataset import open_training_data
     from lucidetr.training.choice import choose
-    from lucidetr.training.distributed import launched
-    from lucidetr.training.precision import choose_device, choose_precision
+    from lucidetr.training.distributed import launched, place
+    from lucidetr.training.precision import choose_precision
 
     train_set, _, _ = open_training_data(config)
-    device = choose_device(config.device)
+    device = place(config.device, launched())
     slow = device.type == "cpu" and choose_precision("auto", device) == "fp32"
     chosen, reasons = choose(train_set.annotations, gpu=device.type != "cpu", slow=slow)
     for reason in reasons if launched().first else ():

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from lucidetr.errors import InputError
+
 BLOCK = 10_000  # items
 WINDOW = 1 << 20  # characters
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -25,7 +27,7 @@ def read_json(path: Path, long: Mapping[str, Reduce], constant: Callable[[str], 
 
     A block comes with the number of its first item; an empty list is one empty block. Outlines of objects are left
     out. `constant` is called for NaN and the infinities. What is no JSON is a JSONDecodeError with the place in the
-    whole file.
+    whole file, a key that stands twice at the top an InputError.
     """
     decoder = json.JSONDecoder(parse_constant=constant)
     with open(path, encoding="utf-8-sig") as file, no_search_for_cycles():
@@ -106,6 +108,8 @@ class Window:
             while not empty:
                 key = self.value() if self.symbol() == '"' else self.must_pass('"')
                 self.must_pass(":")
+                if key in content:
+                    raise InputError(f"{key!r} stands there twice, and only one of the two could count; join them")
                 content[key] = self.blocks(long[key]) if key in long and self.symbol() == "[" else self.value()
                 if not self.passes(","):
                     self.must_pass("}")

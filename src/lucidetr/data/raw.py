@@ -5,16 +5,18 @@ The strict readers (`coco.py`, `voc.py`, `yolo.py`) stop at what cannot be train
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lucidetr.data import voc, yolo
 from lucidetr.data.coco import find_coco, image_folder_of, is_number
-from lucidetr.data.faults import inside, repeats
+from lucidetr.data.faults import inside, listing, repeats
 from lucidetr.data.splits import find_yaml
 from lucidetr.errors import InputError, unreadable
 
+LISTS = ("images", "annotations", "categories")  # of a COCO file
 Severity = Literal["error", "warning"]
 
 
@@ -123,8 +125,22 @@ def _json(raw: Raw, path: Path) -> dict[str, Any] | None:
         raw.error("json-constant", f"{path}: holds {word}, which JSON does not know; replace it by a number")
         return math.nan
 
+    def entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+            text = (
+                f"{path}: {twice!r} stands twice in an object, and only the last of both counts; join or correct them"
+            )
+            if twice in LISTS:
+                raw.error("json-list-twice", text)
+            else:
+                told = [f"{key} {value!r}" for key, value in pairs if not isinstance(value, list | dict)]
+                raw.warn("json-key-twice", f"{text} ({listing(told)})")
+        return found
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=no_number)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=no_number, object_pairs_hook=entry)
     except json.JSONDecodeError as error:
         raw.error("json", f"{path}: not JSON (line {error.lineno}, column {error.colno}: {error.msg}); export it again")
         return None
@@ -137,7 +153,7 @@ def _json(raw: Raw, path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raw.error("coco-lists", f"{path}: holds no lists images, annotations, categories; is it a COCO file?")
         return None
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
+    missing = [key for key in LISTS if not isinstance(content.get(key), list)]
     if missing:
         raw.error("coco-lists", f"{path}: has no list {', '.join(missing)}; is it a COCO file?")
         return None

@@ -70,6 +70,9 @@ class QuarterTurn(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Turn an image or boxes; height and width change places."""
+        if isinstance(inpt, tv_tensors.BoundingBoxes) and not len(inpt):  # none: torchvision would keep their canvas
+            height, width = inpt.canvas_size
+            return tv_tensors.wrap(inpt, like=inpt, canvas_size=(width, height))
         return self._call_kernel(v2.functional.rotate, inpt, params["angle"], expand=True)
 
 

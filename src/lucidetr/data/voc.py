@@ -21,7 +21,8 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
     """Find the XML files of each split below `folder`, none where this is no VOC data set.
 
     Known layouts: Annotations/*.xml with lists in ImageSets/Main/SPLIT.txt; SPLIT/*.xml beside the pictures, as
-    Roboflow exports them; and files without lists, which are all training pictures.
+    Roboflow exports them; and files without lists, which are all training pictures. Where there is no train.txt,
+    trainval.txt lists the training pictures, those of val.txt left out.
     """
     files = sorted(folder.glob("Annotations/*.xml")) or sorted(folder.glob("*.xml"))
     if not files:
@@ -29,8 +30,8 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
     known = {path.stem: path for path in files}
     found: dict[str, list[Path]] = {}
     for words in sorted(folder.glob("ImageSets/Main/*.txt")):
-        if words.stem not in ("train", "val", "test"):
-            continue  # trainval, and VOC's lists of one category
+        if words.stem not in ("train", "val", "test", "trainval"):
+            continue  # VOC's lists of one category
         refuse_outside(words, "the file itself", [words], [words.parent])
         try:
             lines = [line.strip() for line in words.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -38,6 +39,8 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
             raise InputError(f"{words}: not a text file") from None
         except OSError as error:
             raise InputError(unreadable(words, error)) from None
+        if not lines:
+            raise InputError(f"{words}: no name in it; list pictures there, or take the file away")
         # a name may have spaces, and a list of one category has a number behind each name
         names = [line if line in known else line.split()[0] for line in lines]
         if missing := [name for name in names if name not in known]:
@@ -45,6 +48,9 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
                 f"{words}: {len(missing)} of {len(names)} names have no file in {files[0].parent}: {listing(missing)}"
             )
         found[words.stem] = [known[name] for name in names]
+    both = found.pop("trainval", [])
+    if both and "train" not in found:
+        found["train"] = [path for path in both if path not in set(found.get("val", []))]
     return found or {"train": files}
 
 

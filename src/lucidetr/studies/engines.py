@@ -32,8 +32,8 @@ def choose_engine(config: TrainConfig) -> tuple[TrainConfig, Engine]:
 
 def moving_parts(config: TrainConfig) -> str:
     """Return what is frozen and would still change or be dropped while the rest learns, in words; "" for nothing."""
-    if config.model.backbone.norm == "batch" and any(name.startswith("backbone") for name in config.freeze):
-        return "batch norm of the backbone"
+    if config.model.backbone.norm == "batch" and any(name.startswith(("backbone", "fusion")) for name in config.freeze):
+        return "batch norm"
     if config.model.dropout and not all(name.startswith("backbone") for name in config.freeze):
         return "dropout"
     return ""

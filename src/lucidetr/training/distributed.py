@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -276,6 +277,19 @@ def check_share(batch: int, ranks: Ranks) -> int:
             "(it counts the images of all ranks, and no more than there are)"
         )
     return batch // ranks.size
+
+
+def check_same_step(steps: list[int], folder: Path) -> None:
+    """Refuse to go on from other steps on other ranks: not all of them see one folder as it is.
+
+    >>> check_same_step([4, 4], Path("run"))
+    """
+    if len(set(steps)) > 1:
+        each = ", ".join(f"rank {rank} after step {step}" for rank, step in enumerate(steps))
+        raise InputError(
+            f"{folder}: the ranks would not go on from one step ({each}): --out must be one folder that all machines "
+            "see; where it is, wait until each shows the same files in its checkpoints"
+        )
 
 
 def cut(batch: int, micro_batch: int, ranks: Ranks) -> str:

@@ -14,7 +14,16 @@ from lucidetr.data.dataset import open_training_data
 from lucidetr.models.detr import DETR
 from lucidetr.training.checkpoint import load_newest_training
 from lucidetr.training.clock import Clock, check_length, count_steps, stopwatch
-from lucidetr.training.distributed import ALONE, Ranks, check_share, cut, parallel, place, share_batch_norm
+from lucidetr.training.distributed import (
+    ALONE,
+    Ranks,
+    check_same_step,
+    check_share,
+    cut,
+    parallel,
+    place,
+    share_batch_norm,
+)
 from lucidetr.training.ema import MovingAverage
 from lucidetr.training.engine import Engine
 from lucidetr.training.guards import FiniteGuard
@@ -50,12 +59,14 @@ class Prepared:
         with ExitStack() as stack:
             if ranks.first:
                 stack.enter_context(Lock(self.folder))
+                self.resumes = prepare_folder(self.folder, config)  # again: its last run may just have saved
             start, notes = self.open_data()
             self.choose_device()
             self.build_model(start, notes)
             self.build_around_model()
             if self.resumes:
                 self.resume()
+            check_same_step(self.ranks.gather([self.clock.step]), self.folder)
             self.open_log()
             self.held = stack.pop_all()
 

@@ -1,5 +1,6 @@
 """What a run writes down: its config, command and machine, one JSON line per report, TensorBoard events."""
 
+import hashlib
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ import torch
 
 from lucidetr.config import TrainConfig
 from lucidetr.conversion.read import read_json
+from lucidetr.data.annotations import Annotations
 from lucidetr.data.dataset import Dataset
 from lucidetr.errors import InputError
 from lucidetr.fields import difference, from_dict, to_dict
@@ -92,10 +94,24 @@ def last_start(folder: Path) -> dict[str, Any]:
 
 
 def describe_data(train: Dataset, val: Dataset) -> dict[str, Any]:
-    """Return what a resumed run must find again: the categories in their order, and how many images there are."""
+    """Return what a resumed run must find again: the categories in their order, the images, and what is on them.
+
+    The contents stand for ids, names and sizes of the images and for their objects, in their order; not for pixels.
+    """
     categories = train.annotations.categories
     listed = [[int(key), name] for key, name in zip(categories.ids, categories.names, strict=True)]
-    return {"categories": listed, "training_images": len(train), "validation_images": len(val)}
+    numbers = {"training_images": len(train), "validation_images": len(val)}
+    return {"categories": listed, **numbers, "contents": digest(train.annotations, val.annotations)}
+
+
+def digest(*splits: Annotations) -> str:
+    """Return the SHA-256 of what some splits say of their images."""
+    found = hashlib.sha256()
+    for each in splits:
+        for values in (each.image_ids, each.sizes, each.starts, each.boxes_xywh, each.labels, each.crowd):
+            found.update(values.tobytes())
+        found.update("\0".join(map(str, each.file_names)).encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
 
 
 def check_data(folder: Path, train: Dataset, val: Dataset) -> None:
@@ -115,6 +131,11 @@ def check_data(folder: Path, train: Dataset, val: Dataset) -> None:
                 f"{folder} began with {began[name]} {name.replace('_', ' ')}, now there are {now[name]}: "
                 f"it could not go on as it would have; put the old images back, {anew}"
             )
+    if began.get("contents", now["contents"]) != now["contents"]:
+        raise InputError(
+            f"{folder} began with as many images, but their names, sizes, order or objects were others; it could not "
+            f"go on as it would have: put the old files back, {anew}"
+        )
 
 
 def _category(entry: list | None) -> str:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from lucidetr.config import TrainConfig
 from lucidetr.conversion.convert import convert
 from lucidetr.conversion.download import digest_of, fetch
@@ -85,5 +87,11 @@ def fit_to_data(config: TrainConfig, dataset: Dataset) -> tuple[TrainConfig, lis
         notes.append(
             f"warning: {crowded} of {len(objects)} images have more objects (up to {objects.max()}) than the model has "
             f"queries ({queries}); the rest can never be found: set --model.num-queries to {objects.max()} or more"
+        )
+    most = int(np.sort(objects)[-4:].sum())
+    if config.augmentation.mosaic and not config.overfit and objects.max(initial=0) <= queries < most:
+        notes.append(
+            f"mosaics join four pictures, with up to {most} objects for {queries} queries: what is too much is not "
+            f"learned there; --model.num-queries {most} would hold all, --augmentation.mosaic 0 leaves mosaics out"
         )
     return config, notes

@@ -86,7 +86,22 @@ class Service:
         self.keeper.admit()  # before its body is read
         async with self.uploads.body(request) as body:
             picture = picture_of(body, request.headers.get("content-type", ""))
-            return respond(await self.keeper.ask(Job(task, (picture,), values)))
+            return respond(await self.ask(request, Job(task, (picture,), values)))
+
+    async def ask(self, request: Request, job: Job) -> Answer:
+        """Return the answer to a job of a request whose body is read; given up when its client leaves."""
+        asked = asyncio.create_task(self.keeper.ask(job))
+        left = asyncio.ensure_future(
+            request.receive()
+        )  # behind a body comes the end of the connection, and nothing else
+        try:
+            await asyncio.wait({asked, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise ClientDisconnect
+            return asked.result()
+        finally:
+            asked.cancel()
+            left.cancel()
 
     async def usual(self, _: Request) -> Response:
         """Show where each query usually looks; computed once."""

@@ -92,12 +92,16 @@ class Keeper:
             raise busy(f"{len(self.waiting)} pictures wait already")
 
     async def ask(self, job: Job) -> Answer:
-        """Return the answer to a job, after those that came before it."""
+        """Return the answer to a job, after those that came before it; one given up while it waits frees its place."""
         self.admit()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.waiting.append((job, answer))
         self.arrived.set()
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.waiting = deque(each for each in self.waiting if each[1] is not answer)
+            raise
 
     async def run(self) -> None:
         """Start a worker, and another whenever it dies, until cancelled or until the first cannot load the model."""
