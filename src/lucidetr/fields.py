@@ -16,7 +16,8 @@ def check_ranges(config: Any, place: str, ranges: dict[str, tuple[float, float]]
         value = getattr(config, name)
         if any(not low <= each <= high for each in (value if isinstance(value, tuple) else (value,))):
             upper = "" if high >= HUGE else f" and at most {high:g}"
-            raise InputError(f"{place}{name} = {value}: choose at least {low:g}{upper}")
+            said = name.replace("_", "-") if place.startswith("--") else name  # as options are written
+            raise InputError(f"{place}{said} = {value}: choose at least {low:g}{upper}")
 
 
 T = typing.TypeVar("T")

@@ -242,6 +242,10 @@ def test_what_a_file_cannot_do_is_said(exported, tmp_path, monkeypatch):
     for suffix in SUFFIXES.values():
         damaged = tmp_path / f"damaged{suffix}"
         damaged.write_bytes(b"not a model")
+        if suffix == ".xml":
+            with pytest.raises(InputError, match=r"damaged\.xml: its weights .*damaged\.bin are not there"):
+                lucidetr.load(damaged)
+            damaged.with_suffix(".bin").write_bytes(b"")
         with pytest.raises(InputError, match="not a model that can be read"):
             lucidetr.load(damaged)
     foreign = onnx.load(files["onnx"])
@@ -249,6 +253,18 @@ def test_what_a_file_cannot_do_is_said(exported, tmp_path, monkeypatch):
     onnx.save(foreign, tmp_path / "foreign.onnx")
     with pytest.raises(InputError, match="no lucidetr card"):
         lucidetr.load(tmp_path / "foreign.onnx")
+    card = json.loads(next(each.value for each in onnx.load(files["onnx"]).metadata_props if each.key == "card"))
+    for text, said in (
+        ("{", r"odd\.onnx: its card is damaged"),
+        ("[1]", r"odd\.onnx: its card is damaged \(a list\)"),
+        (json.dumps(card | {"qecipe": 1}), r"odd\.onnx: its card cannot be read \(unknown field"),
+        (json.dumps(card | {"schema": 99}), r"odd\.onnx: written by a newer lucidetr"),
+    ):
+        odd = onnx.load(files["onnx"])
+        next(each for each in odd.metadata_props if each.key == "card").value = text
+        onnx.save(odd, tmp_path / "odd.onnx")
+        with pytest.raises(InputError, match=said):
+            lucidetr.load(tmp_path / "odd.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"pip install 'lucidetr\[export\]'"):
         lucidetr.load(files["onnx"])
@@ -299,6 +315,11 @@ def test_the_command(exported, tmp_path, monkeypatch):
     assert set(kept["versions"]) == {"torch", "onnx", "onnxscript", "onnxruntime", "openvino"}
     assert lucidetr.load(tmp_path / "model.xml").card == card
     assert "exists already" in command("export", tmp_path, "--format", "openvino", status=2)
+    for name in ("mine.bin", "mine.xml.parity.json"):
+        (tmp_path / name).write_text("precious")
+        said = command("export", tmp_path, "--format", "openvino", "--out", tmp_path / "mine.xml", status=2)
+        assert f"{name} exists already" in said
+        (tmp_path / name).unlink()
     assert "ends in .pt2" in command("export", tmp_path, "--format", "torch", "--out", tmp_path / "x.onnx", status=2)
     assert "exported model itself" in command("export", tmp_path / "model.xml", "--out", tmp_path / "y.onnx", status=2)
 

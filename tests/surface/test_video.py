@@ -265,6 +265,8 @@ def test_the_best_threshold_is_kept_by_eval_and_used_by_predict(trained, tmp_pat
         (["--tile", "8"], "--tile 8: choose at least 32"),
         (["--overlap", "1"], "--overlap = 1.0: choose at least 0 and at most 0.9"),
         (["--every", "0"], "--every = 0: choose at least 1"),
+        (["--overlap", "0.3"], "--overlap 0.3 is about tiles: give --tile"),
+        (["--no-whole"], "--no-whole is about tiles: give --tile"),
     ],
 )
 def test_mistakes_are_refused(trained, tmp_path, options, said):

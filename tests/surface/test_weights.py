@@ -126,6 +126,13 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path, weights, said):
     assert said in lucidetr("train", "detr-r50", "--data", TINY, "--out", tmp_path / "x", *SMALL, *weights, status=2)
 
 
+def test_what_says_itself_how_it_is_built_takes_no_word_for_it(backbone, tmp_path):
+    lucidetr("convert", backbone, tmp_path / "own.safetensors")
+    for option in (("--num-heads", 7), ("--dilation", True)):
+        said = lucidetr("convert", tmp_path / "own.safetensors", tmp_path / "x.safetensors", *option, status=2)
+        assert "own.safetensors says itself what it is: leave --dilation and --num-heads out" in said
+
+
 def test_converting_never_overwrites(backbone, tmp_path):
     (tmp_path / "mine.safetensors").write_text("precious")
     assert "exists already" in lucidetr("convert", backbone, tmp_path / "mine.safetensors", status=2)

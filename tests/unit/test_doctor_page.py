@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lucidetr.cli.data import refuse_inside
 from lucidetr.data.doctor import diagnose
 from lucidetr.data.doctor_page import MOST_PICTURES, box_shapes, worst_pictures, write_page
+from lucidetr.errors import InputError
 from surface_tools import lucidetr
 
 EVIL = '<script>alert("x")</script>'
@@ -100,6 +102,23 @@ def test_nothing_is_written_into_the_data_set(tmp_path, option):
     said = lucidetr("doctor", data, option, data / "train" / "report.png", status=2)
     assert "lies in the data set" in said
     assert not (data / "train" / "report.png").exists()
+
+
+@pytest.mark.parametrize(("verb", "options"), [("sample", ()), ("augment", ("lucid-xs", "--augmentation.flip", 0.5))])
+def test_no_sheet_takes_the_place_of_a_picture(tmp_path, verb, options):
+    data = plant(tmp_path / "data")
+    picture = sorted((data / "train").glob("*.png"))[0]
+    before = picture.read_bytes()
+    where = (data, picture) if verb == "sample" else (*options, "--data", data, "--out", picture)
+    assert "lies in the data set" in lucidetr("data", verb, *where, status=2)
+    assert picture.read_bytes() == before
+
+
+def test_a_sheet_may_lie_beside_a_coco_file_but_not_on_another(tmp_path):
+    data = plant(tmp_path / "data") / "train" / "_annotations.coco.json"
+    refuse_inside(str(data), "", str(data.with_name("sheet.png")))
+    with pytest.raises(InputError, match="lies in the data set"):
+        refuse_inside(str(data), "", str(data.with_name("2.png")))
 
 
 @pytest.mark.parametrize("name", ["sheet.pdfx", "sheet"])

@@ -233,6 +233,18 @@ def test_objects_are_cut_out_into_folders_that_no_name_leads_out_of(folder):
     assert sorted(file.name for file in folder.iterdir()) == ["in", "out"]
 
 
+def test_objects_of_an_earlier_call_make_way_for_those_of_the_same_picture(folder):
+    def cut(*inputs, least=ANY):
+        predict_files(Knows(), find_sources(list(inputs), Path("out")), Path("out"), ["crops"], least)
+        return sorted(str(file.relative_to(folder / "out" / "crops")) for file in (folder / "out").rglob("*.png"))
+
+    cut("in")
+    (folder / "out" / "crops" / "cat" / "sorted-by-hand.png").write_bytes(b"")
+    left = cut("in/a.png", least=torch.full((2,), 0.6, dtype=torch.float64))
+    assert "___dog/a-000.png" in left and "cat/a-001.png" not in left
+    assert {"cat/b-001.png", "cat/deep/a-001.png", "cat/sorted-by-hand.png"} <= set(left)
+
+
 @pytest.mark.parametrize(
     "name", ["../x", "/etc/passwd", "..", ".", "", "a/b", "a\\b", "C:\\x", "nul\0", "x" * 300, "日本"]
 )

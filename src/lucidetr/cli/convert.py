@@ -37,6 +37,8 @@ def run(arguments: list[str]) -> None:
     if out.exists():
         raise InputError(f"{out} exists already; choose another name")
     if has_card(source):
+        if options.dilation is not None or options.num_heads is not None:
+            raise InputError(f"{source} says itself what it is: leave --dilation and --num-heads out")
         state, card = load_model(source)
     else:
         converted = convert(source, options.dilation, options.num_heads)

@@ -102,6 +102,7 @@ def sample(arguments: list[str]) -> None:
     from lucidetr.data.sheet import draw_sheet
 
     path = sheet_path(options.sheet)
+    refuse_inside(options.source, "", options.sheet)
     dataset = open_dataset(options.source, options.split, options.bad_boxes)
     for note in mended(dataset):
         print(note)
@@ -118,6 +119,8 @@ def augment(arguments: list[str]) -> None:
     from lucidetr.data.sheet import draw_augmented
 
     path = sheet_path(config.out)
+    for source in (config.data, config.train_images):
+        refuse_inside(source, "--out ", config.out)
     dataset, _, notes = open_training_data(config)
     for note in notes:
         print(note)
@@ -135,6 +138,16 @@ def sheet_path(text: str) -> Path:
     if path.suffix.lower() not in SHEET_SUFFIXES:
         raise InputError(f"{path}: give the sheet a name that ends in one of {', '.join(SHEET_SUFFIXES)}")
     return path
+
+
+def refuse_inside(data: str, option: str, given: str) -> None:
+    """Refuse a file that would be written into a data set; beside a single COCO file, what would replace another."""
+    source, target = Path(data).resolve(), Path(given).resolve()
+    folder = source if source.is_dir() else source.parent
+    if source.suffix == ".json" and not target.exists():
+        return
+    if data and given and source.exists() and target.is_relative_to(folder):
+        raise InputError(f"{option}{given} lies in the data set {folder}, which stays as it is; write elsewhere")
 
 
 def opened(options: Convert | Split) -> dict[str, "Dataset"]:

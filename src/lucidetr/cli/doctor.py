@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from lucidetr.cli.data import sheet_path
+from lucidetr.cli.data import refuse_inside, sheet_path
 from lucidetr.errors import InputError
+from lucidetr.fields import HUGE, check_ranges
 
 SHOWN_OF_A_KIND = 5
 
@@ -38,7 +39,9 @@ def run(arguments: list[str]) -> None:
     options = tyro.cli(Options, args=arguments, prog="lucidetr doctor")
     if options.data.startswith("generated:"):
         raise InputError(f"{options.data} is generated and sound; doctor examines folders")
-    refuse_inside(options)
+    check_ranges(options, "--", {"num_queries": (0, HUGE)})
+    for name in ("json", "sheet", "html"):
+        refuse_inside(options.data, f"--{name} ", getattr(options, name))
     if options.sheet:
         sheet_path(options.sheet)
 
@@ -70,16 +73,6 @@ def run(arguments: list[str]) -> None:
     print(f"{faults}, {others} thing{'s that are' if others != 1 else ' that is'} odd" if report.findings else "sound")
     if errors:
         sys.exit(1)
-
-
-def refuse_inside(options: Options) -> None:
-    """Refuse a file that would be written into the data set."""
-    source = Path(options.data).resolve()
-    folder = source if source.is_dir() else source.parent
-    for name in ("json", "sheet", "html"):
-        given = getattr(options, name)
-        if given and source.exists() and Path(given).resolve().is_relative_to(folder):
-            raise InputError(f"--{name} {given} lies in the data set {folder}, which stays as it is; write elsewhere")
 
 
 def _draw(options: Options) -> None:

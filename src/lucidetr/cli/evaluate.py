@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -170,7 +170,10 @@ def open_split(options: Options, folder: Path) -> tuple["Dataset", list[str]]:
         return dataset, mended(dataset)
     config = folder / "config.json"
     if own_data(options, folder) and config.is_file() and options.split in ("train", "val"):
-        train, val, notes = open_training_data(from_dict(TrainConfig, read_json(config)))
+        trained = from_dict(TrainConfig, read_json(config))
+        if options.bad_boxes == "drop":
+            trained = replace(trained, bad_boxes="drop")
+        train, val, notes = open_training_data(trained)
         return train if options.split == "train" else val, notes
     data = options.data or trained_on(folder)
     if not data:

@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lucidetr.errors import InputError
 from lucidetr.fields import HUGE, check_ranges
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lucidetr.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,19 @@ def run(arguments: list[str]) -> None:
     out = Path(options.out) if options.out else folder / f"model{suffix}"
     if out.suffix != suffix:
         raise InputError(f"--out {out}: give a file of --format {options.format} a name that ends in {suffix}")
-    if out.exists():
-        raise InputError(f"{out} exists already; choose another name")
+    written = [out, out.with_name(f"{out.name}.parity.json")]
+    if options.format == "openvino":
+        written.append(out.with_suffix(".bin"))
+    for file in written:
+        if file.exists():
+            raise InputError(f"{file} exists already; choose another name")
     if source.suffix in SUFFIXES.values():
         raise InputError(f"{source} is an exported model itself; give the run that it came from")
     detector = load(source, device="cpu", precision="fp32")
     name, pictures = some_pictures(folder, options.pictures)
     assert isinstance(detector.model, DETR)
     parity = export(detector.model, detector.card, options.format, out, pictures, name)
-    files = [out, out.with_suffix(".bin")] if options.format == "openvino" else [out]
+    files = [file for file in written if file.suffix != ".json"]
     size = sum(file.stat().st_size for file in files) / 1e6
     print(f"{' and '.join(map(str, files))}: {detector.card.recipe}, {size:.1f} MB, {options.format}")
     print(
@@ -64,12 +73,17 @@ def some_pictures(folder: Path, number: int):
     from lucidetr.data.dataset import open_dataset, open_training_data
     from lucidetr.fields import from_dict
 
-    dataset = None
     if (folder / "config.json").is_file():
         try:
             _, dataset, _ = open_training_data(from_dict(TrainConfig, read_json(folder / "config.json")))
+            return dataset.name, spread(dataset, number)
         except InputError as error:
             print(f"the run's data cannot be read, generated scenes are compared instead ({error})")
-    dataset = dataset or open_dataset("generated:digits", "val")
+    dataset = open_dataset("generated:digits", "val")
+    return dataset.name, spread(dataset, number)
+
+
+def spread(dataset: "Dataset", number: int) -> list["Tensor"]:
+    """Return so many pictures, as far apart as there are."""
     number = min(number, len(dataset))
-    return dataset.name, [dataset.image(int((i + 0.5) * len(dataset) / number)) for i in range(number)]
+    return [dataset.image(int((i + 0.5) * len(dataset) / number)) for i in range(number)]

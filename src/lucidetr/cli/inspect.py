@@ -32,13 +32,15 @@ def run(arguments: list[str]) -> None:
     check_ranges(options, "--", {"most": (1, HUGE)})
     wanted = image_ids(options.images)
     folder = Path(options.run)
+    out = Path(options.out) if options.out else folder / "report.html"
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out {out}: give the page a name that ends in .html")
 
     from lucidetr.inspection.material import open_run
     from lucidetr.inspection.report import SECTIONS, write_report
     from lucidetr.training.progress import ProgressLine
 
     material = open_run(folder, wanted, most=options.most)
-    out = Path(options.out) if options.out else folder / "report.html"
     saved = Path(options.save_figures) if options.save_figures else None
     line = ProgressLine()
     try:

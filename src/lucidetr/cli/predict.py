@@ -50,6 +50,9 @@ def run(arguments: list[str]) -> None:
     check_ranges(options, "--", {"tile": (0, HUGE), "overlap": (0, 0.9), "every": (1, HUGE)})
     if 0 < options.tile < 32:
         raise InputError(f"--tile {options.tile}: choose at least 32 pixels, or 0 for no tiles")
+    if not options.tile and (not options.whole or options.overlap != Options.overlap):
+        given = "--no-whole" if not options.whole else f"--overlap {options.overlap:g}"
+        raise InputError(f"{given} is about tiles: give --tile their side in pixels too")
 
     from lucidetr.deployment.detector import load
     from lucidetr.deployment.inputs import find_sources

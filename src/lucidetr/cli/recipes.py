@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from lucidetr.errors import InputError
 from lucidetr.models.size import measure
 from lucidetr.recipes import RECIPES
 
@@ -21,6 +22,8 @@ class Options:
 def run(arguments: list[str]) -> None:
     """Print a table."""
     options = tyro.cli(Options, args=arguments, prog="lucidetr recipes")
+    if options.ladder and options.neighbours:
+        raise InputError("--ladder and --neighbours are two tables: ask for one of them")
     if options.ladder:
         from lucidetr.studies.ladder import ladder_page
 

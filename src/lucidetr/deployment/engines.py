@@ -90,10 +90,17 @@ def read_card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
     """Return the card among a file's metadata; a file without one is an InputError."""
     if not metadata.get("card"):
         raise InputError(f"{path}: this file carries no lucidetr card; lucidetr export writes files that do")
-    values = json.loads(metadata["card"])
-    if values.get("schema", 0) > CARD_SCHEMA:
-        raise InputError(f"{path}: written by a newer lucidetr (schema {values['schema']}); upgrade to read it")
-    return from_dict(ModelCard, values)
+    try:
+        values = json.loads(metadata["card"])
+        if not isinstance(values, dict):
+            raise ValueError(f"a {type(values).__name__}")
+        if values.get("schema", 0) > CARD_SCHEMA:
+            raise InputError(f"{path}: written by a newer lucidetr (schema {values['schema']}); upgrade to read it")
+        return from_dict(ModelCard, values)
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: its card cannot be read ({error})") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: its card is damaged ({error}); export it again") from None
 
 
 def open_onnx(path: Path, precision: str) -> tuple[Compute, dict[str, str]]:
@@ -104,7 +111,14 @@ def open_onnx(path: Path, precision: str) -> tuple[Compute, dict[str, str]]:
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (failures.Fail, failures.InvalidProtobuf, failures.InvalidGraph, failures.InvalidArgument) as error:
+        metadata = session.get_modelmeta().custom_metadata_map
+    except (
+        failures.Fail,
+        failures.InvalidProtobuf,
+        failures.InvalidGraph,
+        failures.InvalidArgument,
+        UnicodeDecodeError,  # of damaged names
+    ) as error:
         raise unreadable(path, error) from None
 
     def compute(images: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,13 +126,16 @@ def open_onnx(path: Path, precision: str) -> tuple[Compute, dict[str, str]]:
         logits, boxes_cxcywh = session.run(list(OUTPUTS), inputs)
         return torch.from_numpy(logits), torch.from_numpy(boxes_cxcywh)
 
-    return compute, session.get_modelmeta().custom_metadata_map
+    return compute, metadata
 
 
 def open_openvino(path: Path, precision: str) -> tuple[Compute, dict[str, str]]:
     """Open an OpenVINO model, an .xml file with its weights in a .bin file beside it; likewise."""
     openvino = imported("openvino", EXTRA)
     core = openvino.Core()
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise InputError(f"{path}: its weights {weights} are not there; OpenVINO needs both files in one folder")
     try:
         model = core.read_model(path)
     except RuntimeError as error:
@@ -150,8 +167,11 @@ def open_torch(path: Path, precision: str) -> tuple[Compute, dict[str, str]]:
 
 def unreadable(path: Path, error: Exception) -> InputError:
     """Return what to say of a file that an engine cannot read."""
-    reason = str(error).strip() or type(error).__name__
-    return InputError(f"{path}: not a model that can be read ({reason.splitlines()[0]}); export it again")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = (
+        lines[-1] if lines[0].startswith("Exception from") else lines[0]
+    )  # OpenVINO's first says where, its last why
+    return InputError(f"{path}: not a model that can be read ({reason}); export it again")
 
 
 OPENERS = {".onnx": open_onnx, ".xml": open_openvino, ".pt2": open_torch}

@@ -189,12 +189,21 @@ class Crops(Writer):
         super().__init__(out, categories)
         self.note(self.name)
         self.folders = [out / self.name / name for name in safe_names(categories.names)]
+        self.earlier: dict[Path, list[Path]] = {}  # what an earlier call cut out, by name without its number
+        for file in (out / self.name).rglob("*-*.png"):
+            self.earlier.setdefault(file.with_name(file.stem.rpartition("-")[0]), []).append(file)
 
     def add(self, frame: Frame, found: Detections) -> None:
-        """Cut out what was found; a box outside the picture gives nothing, and its number is left out."""
+        """Cut out what was found, in the place of what was found there before.
+
+        A box outside the picture gives nothing, and its number is left out.
+        """
         _, height, width = frame.image.shape
         place = frame.source.place
         stem = place.with_suffix("") if frame.number is None else place / f"{frame.number:06}"
+        for folder in self.folders:
+            for file in self.earlier.pop(folder / stem, []):
+                file.unlink()
         corners = zip(found.labels.tolist(), found.boxes_xyxy.round().long().tolist(), strict=True)
         for number, (label, (left, top, right, bottom)) in enumerate(corners):
             part = frame.image[:, max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
