@@ -16,7 +16,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measure import Common, note, read_options, synchronise
+from benchmarks.measure import Place, note, read_options, synchronise
 from benchmarks.pair import tiny
 from lucidetr.config import TrainConfig
 from lucidetr.errors import InputError
@@ -32,7 +32,7 @@ DATA = "generated:digits?size={side}&digit={small}-{large}&train=512&val=1"
 
 
 @dataclass(frozen=True)
-class Options(Common):
+class Options(Place):
     """Train each recipe for some steps on generated pictures of its own size."""
 
     recipes: str = "lucid-xs,lucid-s,lucid-m,lucid-l,detr-r50"
@@ -55,8 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = choose_device(options.device)
     if device.type == "cpu" and not options.quick:
         raise InputError("busy asks how much of the time a GPU computes, and there is none here: --device cuda")
-    for name in options.recipes.split(","):
-        config = setting(name, options)
+    if options.warmup < 0 or options.steps < 4:
+        raise InputError(
+            f"--warmup {options.warmup} --steps {options.steps}: choose at least 0 and 4, for a quarter is watched"
+        )
+    for name, config in [(name, setting(name, options)) for name in options.recipes.split(",")]:
         watch = Watch(options, device)
         seconds = watch.run(config)
         measured = {"step": seconds, "images_per_second": config.batch / seconds, "computing": watch.computing}
@@ -74,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def setting(name: str, options: Options) -> TrainConfig:
     """Return a recipe's config for a run of the steps that are asked for; its whole batch goes through at once."""
-    name, _, batch = name.partition(":")
+    name, colon, batch = name.partition(":")
+    if colon and not (batch.isdecimal() and int(batch)):
+        raise InputError(f"--recipes {name}:{batch}: behind the colon stands a batch, a number above 0")
     config = tiny(recipe(name)) if options.quick else recipe(name)
     side = 64 if options.quick else min(config.images.size, 640)
     images = replace(config.images, resize="square", size=side)

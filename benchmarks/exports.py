@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Common, note, read_options
+from benchmarks.measure import Threads, note, read_options
 from benchmarks.pair import card_of, tiny, untrained
 from lucidetr.config import ModelCard
 from lucidetr.data.dataset import open_dataset
@@ -30,7 +30,7 @@ SCENES = "generated:digits?size=320&val=8"
 
 
 @dataclass(frozen=True)
-class Options(Common):
+class Options(Threads):
     """Write, open and compare; each recipe has 10 classes and random weights."""
 
     recipes: str = ",".join(RECIPES)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 import torch
 
@@ -24,7 +25,7 @@ class Options(Common):
     objects: tuple[int, ...] = (10, 30, 100, 300)
     queries: tuple[int, ...] = (100, 300, 900)
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     quick: bool = False
     """A model of a few thousand parameters, only to see that this works."""
 

@@ -84,14 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time every size and batch, print, and append a line for each to results.jsonl."""
     options = read_options(Options, arguments, "inference")
     device = choose_device(options.device)
+    for batch in options.batches:
+        if batch < 1:
+            raise InputError(f"--batches {batch}: choose numbers above 0")
+    sides = {side: images_of(side) for side in options.sides}
     chosen = choose(options.contenders, device)
     config = tiny(recipe("detr-r50")) if options.quick else recipe("detr-r50")
     model, card = untrained(config, sharp=True).eval(), card_of(config, config.images)
     if options.weights:
         given = load(options.weights, "cpu", "fp32")
         model, card = given.model, given.card
-    for side in options.sides:
-        card = replace(card, images=images_of(side))
+    for side, images in sides.items():
+        card = replace(card, images=images)
         for batch in options.batches:
             contenders = build(chosen, model, card, device)
             pictures = random_pictures(batch)
@@ -113,16 +117,22 @@ def choose(names: str, device: torch.device) -> list[str]:
     for name in asked:
         if name not in known:
             raise InputError(f"unknown contender {name}: {did_you_mean(name, known)}")
+    away = [name for name in asked if device.type != "cpu" and (OURS | THEIRS)[name].exported]
+    if away:
+        print(f"left out, because exported files are run on the CPU, not on {device}: {', '.join(away)}")
     fast = choose_precision("auto", device) == "bf16" or names not in ("all", EAGER)
     slow = [name for name in asked if not fast and (OURS | THEIRS)[name].precision == "bf16"]
     if slow:
         print(f"left out, because {device} here does not multiply bf16: {', '.join(slow)}")
-    return [MINE, *(name for name in asked if name not in (MINE, *slow))]
+    return [MINE, *(name for name in asked if name not in (MINE, *away, *slow))]
 
 
 def images_of(side: str) -> ImageConfig:
     """Return how pictures become that size: squares as squares, 800x1066 by the paper's rule."""
-    height, width = map(int, side.split("x"))
+    height, x, width = side.partition("x")
+    if not (x and height.isdecimal() and width.isdecimal()):
+        raise InputError(f"--sides {side}: give height x width, for example 640x640 or 800x1066")
+    height, width = int(height), int(width)
     if height == width:
         return ImageConfig(resize="square", size=height)
     return ImageConfig(size=min(height, width), max_size=max(height, width))
@@ -171,8 +181,7 @@ def theirs(way: Way, model: DETR, card: ModelCard, device: torch.device) -> Find
     peer, processor = as_transformers(model, card)
     peer = peer.to(device).eval()
     dtype = torch.bfloat16 if way.precision == "bf16" and not way.autocast else torch.float32
-    if dtype == torch.bfloat16:
-        peer = peer.to(dtype=dtype, memory_format=torch.channels_last)
+    peer = peer.to(dtype=dtype, memory_format=torch.channels_last)  # as ours lies
     images = card.images
     square = {"height": images.size, "width": images.size}
     shortest = {"shortest_edge": images.size, "longest_edge": images.max_size}
@@ -183,9 +192,7 @@ def theirs(way: Way, model: DETR, card: ModelCard, device: torch.device) -> Find
     @torch.no_grad()
     def find(pictures: list[np.ndarray]) -> list[Detections]:
         given = processor(images=pictures, size=size, return_tensors="pt").to(device)
-        pixels = given["pixel_values"].to(dtype)
-        if dtype == torch.bfloat16:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        pixels = given["pixel_values"].to(dtype).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=way.autocast):
             outputs = compute(pixel_values=pixels, pixel_mask=given["pixel_mask"])
         outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 from PIL import Image
 
-from benchmarks.measure import Common, note, read_options
+from benchmarks.measure import note
 from lucidetr.config import TrainConfig
 from lucidetr.data.batching import build_augmentation, training_steps
 from lucidetr.data.dataset import Dataset, open_dataset, open_training_data
+from lucidetr.errors import InputError
 from lucidetr.recipes import recipe
 from lucidetr.structures import Batch
 
@@ -36,10 +38,10 @@ CORNERS = 12  # of an outline, about as many as COCO has on average
 
 
 @dataclass(frozen=True)
-class Options(Common):
+class Options:
     """Write a COCO folder, read it in a process of its own, and watch the memory of reading processes for an epoch.
 
-    How often things are run is not asked here: everything once.
+    Everything is done once and on the CPU.
     """
 
     images: int = 120_000
@@ -52,7 +54,7 @@ class Options(Common):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and append one line to results.jsonl."""
-    options = read_options(Options, arguments, "large_data")
+    options = tyro.cli(Options, args=arguments or [], prog="python -m benchmarks large_data")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)
         path = folder / "train.json"
@@ -62,8 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "file_mb": path.stat().st_size / 1e6,
             "libraries": in_own_process(load_libraries),
             "reading": in_own_process(read_boxes, path),
-            "start": in_own_process(first_batch, folder),
         }
+        images, boxes = measured["reading"].pop("images"), measured["reading"]["objects"]
+        if (images, boxes) != (options.images, options.boxes):
+            raise InputError(
+                f"--folder {folder}: its train.json has {images} images and {boxes} boxes, not {options.images} and "
+                f"{options.boxes}: give --images {images} --boxes {boxes}, or another folder"
+            )
+        measured["start"] = in_own_process(first_batch, folder)
         if options.workers:
             measured["workers"] = in_own_process(watch_workers, folder, options.workers)
     settings = {name: getattr(options, name) for name in ("images", "boxes", "workers")}
@@ -146,7 +154,8 @@ def read_boxes(path: Path) -> dict[str, Any]:
 
     started = time.perf_counter()
     annotations = read_coco(path)
-    return {"reading_seconds": time.perf_counter() - started, "objects": len(annotations.labels)}
+    seconds = time.perf_counter() - started
+    return {"reading_seconds": seconds, "objects": len(annotations.labels), "images": len(annotations)}
 
 
 def run_config(folder: Path) -> TrainConfig:

@@ -16,31 +16,49 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
+from lucidetr.errors import InputError, did_you_mean
 from lucidetr.training.precision import choose_precision
 from lucidetr.training.run_log import processor
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 CPU = torch.device("cpu")
 LIBRARIES = ("lucidetr", "torch", "torchvision", "transformers")
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
-class Common:
-    """Hold what every benchmark can be told."""
+class Threads:
+    """Hold what every benchmark that computes can be told."""
 
-    device: str = "auto"
     threads: int = 0
     """0: as many as torch takes by itself."""
+
+
+@dataclass(frozen=True)
+class Place(Threads):
+    """Hold what a benchmark can be told that computes where it is told to."""
+
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Common(Place):
+    """Hold what a benchmark can be told that takes medians."""
+
     runs: int = 5
     """Timed runs of each contender, after one that warms up."""
 
 
-Options = TypeVar("Options", bound=Common)
+Options = TypeVar("Options", bound=Threads)
 
 
 def read_options(kind: type[Options], arguments: Sequence[str] | None, name: str) -> Options:
     """Return the options of a benchmark from its command line; the number of threads is set at once."""
     options = tyro.cli(kind, args=arguments or [], prog=f"python -m benchmarks {name}")
+    if options.threads < 0:
+        raise InputError(f"--threads {options.threads}: choose 0 for as many as torch takes, or a number above it")
+    if isinstance(options, Common) and options.runs < 1:
+        raise InputError(f"--runs {options.runs}: choose a number above 0")
     if options.threads:
         torch.set_num_threads(options.threads)
     return options
@@ -81,7 +99,10 @@ def measurable(precisions: str, device: torch.device) -> list[str]:
 
     Asked for alone it is measured all the same.
     """
-    asked = precisions.split(",")
+    asked = [word.strip() for word in precisions.split(",")]
+    for word in asked:
+        if word not in PRECISIONS:
+            raise InputError(f"--precisions {precisions}: unknown precision {word}: {did_you_mean(word, PRECISIONS)}")
     if "bf16" in asked and asked != ["bf16"] and choose_precision("auto", device) != "bf16":
         print(f"bf16 is left out, because {device} here does not multiply it; --precisions bf16 asks for it alone")
         asked.remove("bf16")

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -40,7 +41,7 @@ class Options(Common):
 
     side: int = 640
     """Of the pictures of detr-r50; lucid-xs has its own."""
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     quick: bool = False
     """Models of a few thousand parameters on small pictures, only to see that this works."""
 

@@ -7,6 +7,7 @@ and AdamW take one tensor after the other. Muon and the moving average are the s
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from benchmarks.measure import Common, alternate, read_options, report
 from benchmarks.pair import random_batch
@@ -21,7 +22,7 @@ class Options(Common):
     """Time optimiser steps of each recipe both ways."""
 
     recipes: str = "lucid-xs,lucid-s"
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the fast way."""
     quick: bool = False
     """Models of a few thousand parameters on small pictures, only to see that this works."""

@@ -4,6 +4,7 @@ Requests come at their own pace (open loop), from another process, and their tim
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.measure import Common, note, read_options
+from benchmarks.measure import Place, note, read_options
 from benchmarks.open_loop import Line
 from lucidetr.categories import Categories
 from lucidetr.config import ModelCard
@@ -28,6 +29,7 @@ from lucidetr.data.dataset import open_dataset
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training.checkpoint import save_model
+from lucidetr.training.precision import choose_device
 
 BELOW, ABOVE = 0.8, 4.0  # of capacity
 SETTLED = 2.0  # times the usual time of an answer
@@ -35,7 +37,7 @@ SLOW, SLOW_SECONDS = 500, 5.0  # clients that never finish what they say, and ho
 
 
 @dataclass(frozen=True)
-class Options(Common):
+class Options(Place):
     """Start a service of untrained weights, find out what it can do, and ask for less and for more."""
 
     seconds: float = 60.0
@@ -50,6 +52,7 @@ class Options(Common):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and append one line to results.jsonl."""
     options = read_options(Options, arguments, "service")
+    device = choose_device(options.device)
     with tempfile.TemporaryDirectory() as temporary:
         run, picture = Path(temporary) / "model.safetensors", Path(temporary) / "picture.png"
         save_untrained(run, options.recipe)
@@ -60,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"service ({', '.join(f'{name} {value}' for name, value in settings.items())})")
     for name, value in measured.items():
         print(f"  {name:16} {value}")
-    note("service", settings, measured | {"server": {name: version(name) for name in ("starlette", "uvicorn")}})
+    libraries = {"server": {name: version(name) for name in ("starlette", "uvicorn")}}
+    note("service", settings, measured | libraries, device)
 
 
 def save_untrained(path: Path, name: str) -> None:
@@ -75,7 +79,8 @@ def under_load(run: Path, picture: Path, options: Options) -> dict[str, Any]:
     """Start the service, load it, stop it; return what was measured."""
     command = [sys.executable, "-m", "lucidetr", "serve", str(run), "--port", "0"]
     command += ["--device", options.device, "--queue", str(options.queue), "--batch", str(options.batch)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
+    threads = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | threads) as service:
         try:
             assert service.stdout is not None
             host, port = service.stdout.readline().split()[0].removeprefix("http://").split(":")

@@ -1,6 +1,6 @@
 """The tables of docs/performance.md, made from results.jsonl.
 
-Of runs with equal settings that with most contenders counts, of equally many the newest.
+Of runs with equal settings the fullest counts, that with most contenders and losses compared, of equal ones the newest.
 """
 
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import large_data as coco
 from benchmarks import measure
 from lucidetr.errors import InputError
 
@@ -18,7 +19,9 @@ Line = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Fill the tables of docs/performance.md, or of the page that is given; print what was filled."""
+    """Fill the tables of docs/performance.md, or of the page that is given; print what was filled, and what was not."""
+    if len(arguments or ()) > 1:
+        raise InputError(f"{' '.join(arguments or ())}: give one page: python -m benchmarks table [PAGE]")
     page = Path(arguments[0]) if arguments else PAGE
     if not page.is_file():
         raise InputError(f"no page {page}: python -m benchmarks table [PAGE] fills the tables of a page")
@@ -32,24 +35,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda m, filled=filled: f"{m[1]}{filled}\n{m[2]}", text, flags=re.DOTALL)
         print(f"{name}: {len(chosen)} runs on {len(places)} machines" + ("" if found else f", but no place in {page}"))
+        for line in passed_over(lines, name):
+            print(f"  passed over, for an older line has more in it: {line['when']}, {line['command']}")
     page.write_text(text, encoding="utf-8")
 
 
 def newest(lines: Sequence[Line], benchmark: str) -> list[Line]:
     """Return the newest of the fullest lines of each settings and machine, in the order of the file."""
     kept: dict[tuple[str, str], Line] = {}
-    for line in lines:
-        if line["benchmark"] != benchmark or "--quick" in line["command"].split():
-            continue
-        key = json.dumps(line["settings"]), place(line)
-        if key not in kept or contenders(line) >= contenders(kept[key]):
+    for line in of_benchmark(lines, benchmark):
+        if (key := case(line)) not in kept or fullness(line) >= fullness(kept[key]):
+            kept.pop(key, None)  # a new line stands where it stands in the file
             kept[key] = line
     return list(kept.values())
 
 
-def contenders(line: Line) -> int:
-    """Return how many things were measured beside each other."""
-    return len(line.get("seconds") or line.get("recipes") or line.get("rows") or ())
+def passed_over(lines: Sequence[Line], benchmark: str) -> list[Line]:
+    """Return the last line of each settings and machine where an older one is fuller and so is shown."""
+    shown = newest(lines, benchmark)
+    last = {case(line): line for line in of_benchmark(lines, benchmark)}
+    return [line for line in last.values() if line not in shown]
+
+
+def of_benchmark(lines: Sequence[Line], benchmark: str) -> list[Line]:
+    """Return the lines of one benchmark, without those of models too small to say anything."""
+    return [line for line in lines if line["benchmark"] == benchmark and "--quick" not in line["command"].split()]
+
+
+def case(line: Line) -> tuple[str, str]:
+    """Return what two lines share of which one takes the other's place."""
+    return json.dumps(line["settings"]), place(line)
+
+
+def fullness(line: Line) -> int:
+    """Return how many things were measured beside each other, losses counted as one of them."""
+    return len(line.get("seconds") or line.get("recipes") or line.get("rows") or ()) + has_losses(line)
+
+
+def has_losses(line: Line) -> bool:
+    """Say whether losses were compared in the line's own precision; older lines of bf16 hold those of float32."""
+    return "losses" in line and line.get("losses_in", "fp32") == line["settings"].get("precision", "fp32")
 
 
 def place(line: Line) -> str:
@@ -70,9 +95,25 @@ def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
+def labels(lines: Sequence[Line], form: str, *others: str) -> list[str]:
+    """Return for each line its settings in that form, with those of the others that tell it from lines named alike."""
+    names = [form.format(**line["settings"]) for line in lines]
+    found = []
+    for name, line in zip(names, lines, strict=True):
+        alike = [each["settings"] for each, its in zip(lines, names, strict=True) if its == name]
+        apart = [other for other in others if len({str(settings.get(other)) for settings in alike}) > 1]
+        found.append(", ".join([name, *(f"{other} {line['settings'].get(other, '–')}" for other in apart)]))
+    return found
+
+
 def inference(lines: Sequence[Line]) -> str:
     """Return seconds of each contender for each size and batch, and how much its boxes and scores differ."""
-    columns = {f"{line['settings']['side']}, batch {line['settings']['batch']}": line for line in lines}
+    usual = {"recipe": "detr-r50", "weights": "random"}
+    columns = {}
+    for line in sorted(lines, key=lambda line: (line["settings"]["batch"], line["settings"]["side"])):
+        settings = line["settings"]
+        named = [settings[key] for key, value in usual.items() if settings.get(key, value) != value]
+        columns[", ".join([*named, settings["side"], f"batch {settings['batch']}"])] = line
     contenders = list(dict.fromkeys(name for line in lines for name in line["seconds"]))
     rows = []
     for name in contenders:
@@ -93,11 +134,10 @@ def compared(seconds: dict[str, list[float]], name: str, mine: str) -> str:
 def training(lines: Sequence[Line]) -> str:
     """Return the seconds of a step of both."""
     rows = []
-    for line in lines:
-        settings, seconds = line["settings"], line["seconds"]
-        cells = [compared(seconds, name, "lucidetr") for name in ("lucidetr", "transformers")]
-        equal = f"{line['largest_difference']:.1e}" if "losses" in line else "–"
-        rows.append([f"{settings['precision']}, {settings['side']}, batch {settings['batch']}", *cells, equal])
+    names = labels(lines, "{precision}, {side}, batch {batch}", "recipe", "learning", "objects", "dropout")
+    for what, line in zip(names, lines, strict=True):
+        cells = [compared(line["seconds"], name, "lucidetr") for name in ("lucidetr", "transformers")]
+        rows.append([what, *cells, f"{line['largest_difference']:.1e}" if has_losses(line) else "–"])
     return markdown(["", "lucidetr", "transformers", "largest difference of losses"], rows)
 
 
@@ -115,7 +155,7 @@ def plain(lines: Sequence[Line]) -> str:
 
 def peaks(lines: Sequence[Line]) -> str:
     """Return the measured peaks and what share of them each recipe reaches."""
-    heading = ["", *(line["settings"]["precision"] for line in lines)]
+    heading = ["", *labels(lines, "{precision}", "side")]
     rows = [[f"peak, {kind}", *(f"{line['peaks'][kind]:.0f} GFLOP/s" for line in lines)] for kind in lines[0]["peaks"]]
     for recipe in dict.fromkeys(name for line in lines for name in line["recipes"]):
         for kind in ("inference", "training"):
@@ -128,18 +168,23 @@ def peaks(lines: Sequence[Line]) -> str:
 def busy(lines: Sequence[Line]) -> str:
     """Return how fast each recipe trains and how much of that time the GPU computes."""
     rows = []
-    for line in lines:
-        settings, step = line["settings"], line["step"]
-        name = f"{settings['recipe']}, {settings['side']}, batch {settings['batch']}"
-        name += ", replayed" if settings.get("replayed") else ""
+    for name, line in zip(busy_labels(lines), lines, strict=True):
+        step = line["step"]
         cells = [milliseconds(step), milliseconds(line["computing"]), f"{line['computing'] / step:.0%}"]
         rows.append([name, f"{line['images_per_second']:.0f}", *cells])
     return markdown(["", "images/s", "a step", "the GPU computes", "of the time"], rows)
 
 
+def busy_labels(lines: Sequence[Line]) -> list[str]:
+    """Return the recipe of each line with its batch, and whether its steps were replayed."""
+    said = [{"said": ", replayed" if line["settings"].get("replayed") else ""} | line["settings"] for line in lines]
+    form = "{recipe}, {side}, batch {batch}{said}"
+    return labels([{"settings": settings} for settings in said], form, "precision", "workers")
+
+
 def parts(lines: Sequence[Line]) -> str:
     """Return the share of each part of a training step and of a prediction, a column for each case."""
-    columns = {f"{line['settings']['case']}, {line['settings']['precision']}": line for line in lines}
+    columns = labels(lines, "{case}, {precision}", "side", "batch", "queries", "objects")
     names = list(dict.fromkeys(name for line in lines for name in line["training"]))
     rows = [
         [name, *(f"{line['training'].get(name, 0.0) / line['step']:.1%}" for line in lines)]
@@ -162,16 +207,18 @@ def parts(lines: Sequence[Line]) -> str:
 def growth(lines: Sequence[Line]) -> str:
     """Return the seconds of every axis, one table below the other."""
     rows = []
-    for line in lines:
+    for name, line in zip(labels(lines, "{recipe}, {axis} {{}}", "precision"), lines, strict=True):
         for value, row in line["rows"].items():
-            what = f"{line['settings']['recipe']}, {line['settings']['axis']} {value}"
-            rows.append([what, *(milliseconds(seconds) for seconds in row.values())])
+            rows.append([name.format(value), *(milliseconds(seconds) for seconds in row.values())])
     return markdown(["", *next(iter(lines[0]["rows"].values()))], rows)
 
 
 def large_data(lines: Sequence[Line]) -> str:
-    """Return what a data set of COCO's size costs, and the targets."""
-    lines = sorted(lines, key=lambda each: each["when"])
+    """Return what a data set of COCO's size costs, and the targets; data sets of other sizes say nothing of it."""
+    size = {"images": coco.Options.images, "boxes": coco.Options.boxes}.items()
+    lines = sorted((line for line in lines if size <= line["settings"].items()), key=lambda each: each["when"])
+    if not lines:
+        return "Not measured yet."
     line = lines[-1]
     reading, start, libraries = (line[name] for name in ("reading", "start", "libraries"))
     above = reading["peak_mb"] - libraries["peak_mb"]

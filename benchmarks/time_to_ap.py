@@ -9,10 +9,8 @@ several rates and batches, found by shorter trials. What a file of results holds
 """
 
 import json
-import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +18,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from benchmarks.ap_curves import average, draw, table
 from benchmarks.measure import hardware, provenance
 from benchmarks.peers import MUON, PEERS, PUBLISHED, QUERIES, Course, Way, measure_ways, train_peer
 from lucidetr.config import OptimiserConfig, TrainConfig
@@ -29,14 +28,16 @@ from lucidetr.errors import InputError, did_you_mean
 from lucidetr.evaluation.coco import evaluate
 from lucidetr.evaluation.detect import detect
 from lucidetr.recipes import RECIPES, recipe
-from lucidetr.studies.experiment import fingerprint, spread
+from lucidetr.studies.experiment import fingerprint
 from lucidetr.training.loop import train
 from lucidetr.training.precision import choose_device, choose_precision
-from lucidetr.training.run_log import read_metrics
+from lucidetr.training.run_log import processor, read_metrics
 
 LIBRARIES = ("lucidetr", "torch", "torchvision", "transformers")
-SAID_OF_FEW = ("device", "turns", "queries", "workers")  # settings that a line holds only where they are not the usual
-MARKS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the budget in the table
+CONTENDERS = ("lucid-xs", "detr-xs", *PUBLISHED)
+MINUTES, SEED = 10.0, "0"
+# settings that a line holds only where they are not the usual
+SAID_OF_FEW = ("device", "turns", "queries", "workers", "bad_boxes")
 PEER_OPTIMISER = OptimiserConfig(schedule="cosine", warmup=0.03, clip=0.1, ema=0.03)  # clip and decay as published
 
 
@@ -48,11 +49,13 @@ class Options:
     """A folder with COCO json files, or generated:digits."""
     side: int = 128
     """All images are squares of this side; a multiple of 32."""
-    minutes: float = 10.0
-    """Of training, for each contender and seed."""
-    contenders: str = ",".join(("lucid-xs", "detr-xs", *PUBLISHED))
-    """Recipes and peers; transformers-rtdetrv2+muon: a peer whose matrices step by Muon."""
-    seeds: str = "0"
+    minutes: float = 0.0
+    """Of training, for each contender and seed. 0: ten; to draw, runs of any length."""
+    contenders: str = ""
+    """Recipes and peers; transformers-rtdetrv2+muon: a peer whose matrices step by Muon. Empty: lucid-xs, detr-xs and
+    the peers as they are published; to draw, all that there are."""
+    seeds: str = ""
+    """Empty: 0; to draw, all that there are."""
     trial_minutes: float = 2.0
     """Length of the trials that choose a peer's rate and batch."""
     rates: str = "1e-4,3e-4,1e-3"
@@ -80,12 +83,14 @@ class Options:
     bad_boxes: Literal["refuse", "drop"] = "refuse"
     out: str = "benchmarks/time_to_ap.jsonl"
     draw: str = ""
-    """Run nothing: draw the runs in --out of this data, side, threads and device, and print them as a table."""
+    """Run nothing: draw the runs in --out of this data, side, threads, clock and device, and print them as a table; of
+    them those alone that --contenders, --seeds, --minutes and --split name."""
 
     @property
     def asked(self) -> dict[str, Any]:
         """Return what lines say of the settings that are seldom changed: nothing where they are not."""
         said = {"turns": self.turns, "queries": self.queries, "workers": self.workers}
+        said["bad_boxes"] = self.bad_boxes if self.bad_boxes != "refuse" else ""
         return {key: value for key, value in said.items() if value}
 
     @property
@@ -98,6 +103,13 @@ class Options:
             return {"device": hardware(device)["device"]}
         return {"device": "cpu, bf16"} if choose_precision("auto", device) == "bf16" else {}
 
+    def named(self, settings: dict[str, Any]) -> bool:
+        """Say whether a run has one of the contenders, seeds, minutes and splits that are named, or none is."""
+        lists = {"contender": self.contenders, "seed": self.seeds, "split": self.split}
+        if any(words and str(settings.get(key)) not in words.split(",") for key, words in lists.items()):
+            return False
+        return self.minutes in (0.0, settings["minutes"])
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, or draw."""
@@ -106,13 +118,16 @@ def main(arguments: list[str] | None = None) -> None:
     if options.draw:
         same = {"data": options.data, "side": options.side, "threads": options.threads}
         same |= {"clock": options.clock, "role": "run"} | options.asked | options.place
-        curves = average(journal.lines_with(same))
+        curves = average([line for line in journal.lines_with(same) if options.named(line["settings"])])
         if not curves:
-            raise InputError(f"{options.out}: no run with {same}; --clock, --threads and --device choose others")
+            raise InputError(
+                f"{options.out}: no run with {same} that --contenders, --seeds, --minutes and --split name, too; "
+                "--clock, --threads and --device choose others"
+            )
         draw(curves, Path(options.draw))
         print(table(curves))
         return
-    names = options.contenders.split(",")
+    names = options.contenders.split(",") if options.contenders else CONTENDERS
     for name in names:
         if name not in (*PEERS, *RECIPES):
             raise InputError(f"unknown contender {name}: {did_you_mean(name, (*PEERS, *RECIPES))}")
@@ -137,6 +152,10 @@ class Journal:
         alike = [line for line in self.lines if all(line["settings"].get(k) == settings.get(k) for k in SAID_OF_FEW)]
         return [line for line in alike if settings.items() <= line["settings"].items()]
 
+    def made_here(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return those of them that a machine like this one wrote."""
+        return [line for line in self.lines_with(settings) if line["machine"] == processor()]
+
     def add(self, settings: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         """Append one line with the settings, the machine and the code, and return it."""
         line = provenance("time_to_ap", LIBRARIES) | {"settings": settings, **result}
@@ -154,7 +173,7 @@ class Bench:
 
     def __init__(self, options: Options, journal: Journal):
         self.options, self.journal = options, journal
-        self.seeds = [int(seed) for seed in options.seeds.split(",")]
+        self.seeds = [int(seed) for seed in (options.seeds or SEED).split(",")]
         self.rates = [float(lr) for lr in options.rates.split(",")]
         self.batches = [int(batch) for batch in options.batches.split(",")]
 
@@ -193,22 +212,22 @@ class Bench:
             "augmentation": options.augmentation,
             "split": options.split if role == "run" else "",
         }
-        if name not in PEERS:
-            settings["config"] = fingerprint(config)
-        if known := self.journal.lines_with(settings):
+        way = self.way(name, batch, config) if name in PEERS else None
+        settings |= asdict(way) if way else {"config": fingerprint(config)}
+        if known := self.journal.made_here(settings):
+            print(f"known: {name}: {role}, {config.minutes:g} min, rate {lr:g}, batch {batch}, seed {seed}", flush=True)
             return known[-1]
         print(f"{name}: {role}, {config.minutes:g} min, rate {lr:g}, batch {batch}, seed {seed}", flush=True)
         other = open_dataset(options.data, options.split, options.bad_boxes) if settings["split"] else None
-        if name not in PEERS:
+        if way is None:
             return self.journal.add(settings, train_recipe(config, other).as_line())
-        way = self.way(name, batch, config)
         try:
             line = train_peer(name, config, way, other).as_line()
         except FloatingPointError as error:
             if role == "run":
                 raise
             line = {"points": [], "failed": str(error)}
-        return self.journal.add(settings | asdict(way), line)
+        return self.journal.add(settings, line)
 
     def settings(self, name: str, batch: int) -> dict[str, Any]:
         """Return what every line says about a contender."""
@@ -232,7 +251,7 @@ class Bench:
             bad_boxes=options.bad_boxes,
             images=replace(shared.images, resize="square", size=options.side),
             augmentation=replace(shared.augmentation, scales=(), crop=0.0, **flips),
-            minutes=options.minutes,
+            minutes=options.minutes or MINUTES,
             evaluations=options.evaluations,
             seed=seed,
             device=options.device,
@@ -247,7 +266,7 @@ class Bench:
         if self.options.precision != "fastest":
             return Way(self.options.precision, channels_last=True)
         settings = self.settings(name, batch) | {"role": "speed"}
-        known = self.journal.lines_with(settings)
+        known = self.journal.made_here(settings)
         if not known:
             ways = [asdict(way) | {"images_per_second": speed} for way, speed in measure_ways(name, config).items()]
             known = [self.journal.add(settings, {"ways": ways})]
@@ -274,128 +293,6 @@ def train_recipe(config: TrainConfig, other: Dataset | None) -> Course:
         parameters=sum(p.numel() for p in detector.model.parameters()),
         other_split=numbers,
     )
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Hold the runs of one contender that differ by seed alone, and their mean."""
-
-    name: str
-    lines: list[dict[str, Any]]
-
-    @property
-    def ours(self) -> bool:
-        """Say whether it is a recipe of ours."""
-        return self.lines[0]["settings"]["contender"] not in PEERS
-
-    @property
-    def minutes(self) -> float:
-        """Return the length of the runs."""
-        return self.lines[0]["settings"]["minutes"]
-
-    @property
-    def points(self) -> list[tuple[float, float, float]]:
-        """Return seconds, AP and AP50 of every evaluation, each the mean over the runs."""
-        looks = zip(*(line["points"] for line in self.lines), strict=False)
-        return [tuple(statistics.fmean(each) for each in zip(*look, strict=True)) for look in looks]
-
-    def at(self, minutes: float) -> float | None:
-        """Return the AP of the evaluation at that time, None where there was none within a twentieth of the budget."""
-        seconds, ap, _ = min(self.points, key=lambda point: abs(point[0] - 60 * minutes))
-        return ap if abs(seconds - 60 * minutes) <= 60 * self.minutes / 20 else None
-
-    def reached(self, ap: float) -> float | None:
-        """Return the seconds of the first evaluation with at least that AP, None where it was never reached."""
-        return next((seconds for seconds, there, _ in self.points if there >= ap), None)
-
-
-def average(lines: Sequence[dict[str, Any]]) -> list[Curve]:
-    """Return a curve for each contender and budget, the best rate and batch of each where there are several.
-
-    Of runs with equal settings the newest counts, and of a recipe that has changed only what it was last.
-    """
-    newest = {json.dumps(line["settings"]): line for line in lines}.values()
-    last = {budget_of(line): line["settings"].get("config") for line in newest}
-    kinds: dict[tuple, dict[tuple, list[dict[str, Any]]]] = {}
-    for line in newest:
-        settings = line["settings"]
-        if settings.get("config") == last[budget_of(line)]:
-            choice = (settings["lr"], settings["batch"], settings["evaluations"])
-            kinds.setdefault(budget_of(line), {}).setdefault(choice, []).append(line)
-    curves = []
-    for name, minutes in kinds:
-        best = max(kinds[name, minutes].values(), key=lambda each: statistics.fmean(line["AP"] for line in each))
-        alone = sum(other == name for other, _ in kinds) == 1
-        curves.append(Curve(name if alone else f"{name}, {minutes:.3g} min", best))
-    return curves
-
-
-def budget_of(line: dict[str, Any]) -> tuple[str, float]:
-    """Return the contender and the minutes of a run."""
-    return line["settings"]["contender"], line["settings"]["minutes"]
-
-
-def draw(curves: Sequence[Curve], out: Path) -> None:
-    """Draw AP over minutes of training, each run faintly and the mean boldly, ours in full lines."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
-        for number, curve in enumerate(curves):
-            style: dict[str, Any] = {"color": f"C{number}", "linestyle": "-" if curve.ours else "--"}
-            for line in curve.lines if len(curve.lines) > 1 else ():
-                axes.plot(
-                    [s / 60 for s, *_ in line["points"]], [ap for _, ap, _ in line["points"]], alpha=0.25, **style
-                )
-            minutes, aps = [s / 60 for s, *_ in curve.points], [ap for _, ap, _ in curve.points]
-            axes.plot(minutes, aps, marker="o", markersize=3, label=curve.name, **style)
-        settings = curves[0].lines[0]["settings"]
-        axes.set(xscale="log", xlabel="minutes of training", ylabel="AP, validation split", ylim=(0, None))
-        marks = [share * max(curve.minutes for curve in curves) for share in MARKS]
-        axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
-        axes.set_xticks([], minor=True)
-        place = f"{settings['side']} × {settings['side']} pixels, threads: {settings['threads']}"
-        axes.set_title(f"{settings['data']}, {place}\n{machine(curves)}")
-        axes.legend(frameon=False)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=120)
-
-
-def machine(curves: Sequence[Curve]) -> str:
-    """Return the machine or machines of the runs."""
-    places = {(line["machine"], line["settings"].get("device")) for curve in curves for line in curve.lines}
-    return " and ".join(sorted(", ".join(filter(None, place)) for place in places))
-
-
-def table(curves: Sequence[Curve]) -> str:
-    """Return AP after shares of the longest budget as a Markdown table, and when ours reached the peers' final AP."""
-    longest = max(curve.minutes for curve in curves)
-    marks = [share * longest for share in MARKS]
-    heads = ["", "parameters", "images/s", *(f"{mark:g} min" for mark in marks), "AP50", "other split"]
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    for curve in curves:
-        others = [line["other_split"]["AP"] or 0.0 for line in curve.lines if line["other_split"]]
-        speed = statistics.fmean(line["images_per_second"] for line in curve.lines)
-        aps = [curve.at(mark) for mark in marks]
-        row = [curve.name, f"{curve.lines[0]['parameters'] / 1e6:.1f} M", f"{speed:.0f}"]
-        row += ["–" if ap is None else f"{ap:.3f}" for ap in aps]
-        rows.append([*row, f"{curve.points[-1][2]:.3f}", spread(others)])
-    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    runs = "; ".join(f"{curve.name} {spread([line['AP'] for line in curve.lines])}" for curve in curves)
-    sentences = [sooner(mine, theirs) for theirs in curves if not theirs.ours for mine in curves if mine.ours]
-    return "\n".join([text, "", f"AP at the end (± deviation over seeds): {runs}.", *sentences])
-
-
-def sooner(mine: Curve, theirs: Curve) -> str:
-    """Return a sentence on when a curve of ours reached a peer's AP at the end, against when the peer itself did."""
-    final = theirs.points[-1][1]
-    here, there = mine.reached(final), theirs.reached(final)
-    if here is None or there is None:
-        return f"{mine.name} did not reach {theirs.name}'s AP at the end, {final:.3f}."
-    when = f"after {here:.0f} s, {there / here:.1f}× sooner"
-    return f"{mine.name} reached {theirs.name}'s AP at the end, {final:.3f}, {when}."
 
 
 if __name__ == "__main__":

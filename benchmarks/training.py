@@ -33,7 +33,7 @@ class Options(Common):
     precisions: str = "fp32,bf16"
     """bf16 by autocast; left out where the hardware has none, unless it is named alone."""
     losses: int = 20
-    """Steps over which the losses of both are compared, in float32; 0: none."""
+    """Steps over which the losses of both are compared; 0: none."""
     quick: bool = False
     """A model of a few thousand parameters, only to see that this works."""
 
@@ -44,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = choose_device(options.device)
     config = tiny(recipe("detr-r50")) if options.quick else recipe("detr-r50")
     batch = random_batch(options.batch, options.side, OBJECTS, config.model.num_classes, device)
-    compared = compare_losses(config, batch, options.losses) if options.losses else {}
     for precision in measurable(options.precisions, device):
         ours, peer = pair_to_train(config, config.model.dropout)
         settings = {"recipe": config.recipe, "side": options.side, "batch": options.batch, "precision": precision}
@@ -54,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "transformers": their_step(peer, config, batch, precision),
         }
         seconds = alternate(contenders, options.runs, device=device)
+        compared = compare_losses(config, batch, precision, options.losses) if options.losses else {}
         report("training", seconds, "lucidetr", settings, device, compared)
 
 
-def compare_losses(config: TrainConfig, batch: Batch, steps: int) -> dict[str, Any]:
+def compare_losses(config: TrainConfig, batch: Batch, precision: str, steps: int) -> dict[str, Any]:
     """Return the losses of both over some steps from the same weights, without dropout, at a tenth of the rate.
 
     At the whole rate a random start throws both about so much that rounding decides which query an object gets.
@@ -65,12 +65,14 @@ def compare_losses(config: TrainConfig, batch: Batch, steps: int) -> dict[str, A
     rates = {"lr": config.optimiser.lr / 10, "backbone_lr": config.optimiser.backbone_lr / 10}
     config = replace(config, optimiser=replace(config.optimiser, **rates))
     ours, peer = pair_to_train(config, dropout=0.0)
-    mine, theirs = our_step(ours, config, batch, "fp32"), their_step(peer, config, batch, "fp32")
+    mine, theirs = our_step(ours, config, batch, precision), their_step(peer, config, batch, precision)
     losses = [(float(mine()), float(theirs())) for _ in range(steps)]
     largest = max(abs(one - other) / abs(one) for one, other in losses)
     (first, last) = losses[0][0], losses[-1][0]
-    print(f"losses over {steps} steps, {first:.3f} to {last:.3f}: largest relative difference {largest:.1e}")
-    return {"losses": losses, "largest_difference": largest}
+    print(
+        f"losses in {precision} over {steps} steps, {first:.3f} to {last:.3f}: largest difference {largest:.1e} of it"
+    )
+    return {"losses": losses, "losses_in": precision, "largest_difference": largest}
 
 
 Step = Callable[[], Tensor]

@@ -11,6 +11,7 @@ import torch
 
 from lucidetr.categories import Categories
 from lucidetr.errors import InputError
+from lucidetr.recipes import recipe
 from lucidetr.structures import Detections
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,104 @@ def test_inference_refuses_an_unknown_contender(bench):
         bench("inference", "--contenders", "transformers fp3")
 
 
+def test_both_sides_lie_channels_last(bench, monkeypatch):
+    inference, pair = import_module("benchmarks.inference"), import_module("benchmarks.pair")
+    config = pair.tiny(recipe("detr-r50"))
+    model, card = pair.untrained(config).eval(), pair.card_of(config, inference.images_of("64x64"))
+    seen = {}
+
+    def watched(model, card):
+        peer, processor = pair.as_transformers(model, card)
+        peer.register_forward_pre_hook(lambda peer, given, named: seen.update({name: (peer, named)}), with_kwargs=True)
+        return peer, processor
+
+    monkeypatch.setattr(inference, "as_transformers", watched)
+    eager = {name: way for name, way in inference.THEIRS.items() if not way.compiled}
+    assert len(eager) == 3
+    for name, way in eager.items():
+        inference.theirs(way, model, card, torch.device("cpu"))(inference.random_pictures(2))
+        peer, named = seen[name]
+        kernels = [p for p in peer.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[-1] > 1]
+        assert all(each.is_contiguous(memory_format=torch.channels_last) for each in (*kernels, named["pixel_values"]))
+
+
+def test_exported_files_stay_on_the_cpu(bench, capsys):
+    choose = import_module("benchmarks.inference").choose
+    assert "lucidetr onnx fp32" in choose("all", torch.device("cpu"))
+    there = choose("lucidetr onnx fp32,transformers fp32", torch.device("cuda"))
+    assert there == ["lucidetr fp32", "transformers fp32"]
+    assert "are run on the CPU, not on cuda: lucidetr onnx fp32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("inference", ["--sides", "abc"], "--sides abc: give height x width"),
+        ("inference", ["--sides", "640"], "--sides 640: give height x width"),
+        ("inference", ["--batches", "0"], "--batches 0: choose numbers above 0"),
+        ("training", ["--runs", "0"], "--runs 0: choose a number above 0"),
+        ("parts", ["--threads", "-1"], "--threads -1: choose 0"),
+        ("training", ["--precisions", "bf61", "--losses", "0"], "unknown precision bf61: did you mean bf16"),
+        ("peaks", ["--precisions", "fp16"], "unknown precision fp16: did you mean"),
+        ("busy", ["--recipes", "lucid-xs:abc"], "--recipes lucid-xs:abc: behind the colon stands a batch"),
+        ("busy", ["--steps", "3"], "--steps 3: choose at least 0 and 4"),
+        ("table", ["a.md", "b.md"], "a.md b.md: give one page"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(bench, name, options, said):
+    quick = () if name == "table" else ("--quick", "--device", "cpu")
+    with pytest.raises(InputError, match=said):
+        bench(name, *quick, *options)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("busy", "--runs"),
+        ("service", "--runs"),
+        ("exports", "--runs"),
+        ("exports", "--device"),
+        ("large_data", "--device"),
+        ("large_data", "--threads"),
+        ("growth", "--precision"),
+    ],
+)
+def test_what_would_be_passed_over_is_no_option(bench, name, option, capsys):
+    with pytest.raises(SystemExit):
+        bench(name, option, "fp64" if option == "--precision" else "1")
+    assert option in capsys.readouterr().err
+
+
+def test_precisions_are_words_between_commas(bench):
+    measurable = import_module("benchmarks.measure").measurable
+    assert measurable("bf16", torch.device("cpu")) == ["bf16"]
+    assert measurable("fp32, bf16", torch.device("cpu")) in (["fp32"], ["fp32", "bf16"])
+
+
+def test_a_service_is_noted_where_it_runs(bench, monkeypatch):
+    service, noted = import_module("benchmarks.service"), {}
+    monkeypatch.setattr(service, "under_load", lambda run, picture, options: {})
+    monkeypatch.setattr(service, "choose_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(service, "note", lambda name, settings, measured, device: noted.update({name: device}))
+    service.main([])
+    assert noted == {"service": torch.device("meta")}
+
+
+def test_a_service_computes_with_the_threads_that_are_asked_for(bench, monkeypatch, tmp_path):
+    service, given = import_module("benchmarks.service"), {}
+
+    def started(command, env, **rest):
+        given.update(env)
+        raise InterruptedError
+
+    monkeypatch.setattr(service.subprocess, "Popen", started)
+    for threads, expected in ((3, "3"), (0, "7")):
+        monkeypatch.setenv("OMP_NUM_THREADS", "7")
+        with pytest.raises(InterruptedError):
+            service.under_load(tmp_path, tmp_path, service.Options(threads=threads))
+        assert given["OMP_NUM_THREADS"] == expected
+
+
 def test_what_is_found_is_compared_box_by_box(bench):
     inference = import_module("benchmarks.inference")
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0], [0.0, 0.0, 5.0, 5.0]])
@@ -76,6 +175,16 @@ def test_training_steps_lose_the_same(bench):
     assert line["losses"][-1][0] < line["losses"][0][0]
     assert line["settings"]["learning"] > 0
     assert "| fp32, 64, batch 2 |" in table([line], "training")
+
+
+def test_losses_are_compared_in_the_precision_of_the_steps(bench):
+    options = ("--side", "64", "--losses", "2", "--precisions", "bf16")
+    (line,) = bench("training", *QUICK, *options)
+    assert line["losses_in"] == "bf16"
+    assert 0 < line["largest_difference"] < 0.1
+    assert f"| {line['largest_difference']:.1e} |" in table([line], "training")
+    del line["losses_in"]  # as lines once were: with losses of float32
+    assert table([line], "training").endswith("| – |")
 
 
 def test_a_step_without_the_fast_ways(bench):
@@ -144,7 +253,7 @@ def test_a_stopwatch_counts_what_runs_inside_for_itself(bench, monkeypatch):
 
 def test_how_busy_a_device_is(bench):
     options = ("--recipes", "lucid-xs:4,detr-r50", "--workers", "0", "--warmup", "1", "--steps", "4")
-    lines = bench("busy", *QUICK, *options)
+    lines = bench("busy", "--quick", "--device", "cpu", *options)
     assert [line["settings"]["batch"] for line in lines] == [4, 16]
     for line in lines:
         assert line["step"] == pytest.approx(line["settings"]["batch"] / line["images_per_second"])
@@ -191,7 +300,11 @@ def test_large_data(bench, monkeypatch, tmp_path):
     assert line["reading"]["objects"] == 3000
     assert line["start"]["first_batch"] == large.BATCH
     assert line["workers"]["steps"] == 400 // large.BATCH
-    assert "| reading 3,000 boxes" in table([line], "large_data")
+    assert table([line], "large_data") == "Not measured yet."  # it says nothing of COCO
+    usual = line | {"settings": line["settings"] | {"images": 120_000, "boxes": 1_000_000}}
+    assert "| reading 1,000,000 boxes" in table([usual, line], "large_data")
+    with pytest.raises(InputError, match="has 400 images and 3000 boxes, not 400 and 3001: give --images 400"):
+        bench("large_data", *("--images", "400", "--boxes", "3001", "--folder", str(tmp_path / "data")))
 
 
 def test_a_line_of_fewer_contenders_takes_no_fuller_ones_place(bench):
@@ -202,6 +315,53 @@ def test_a_line_of_fewer_contenders_takes_no_fuller_ones_place(bench):
     again = base | {"seconds": {"a": [4.0], "b": [5.0]}}
     assert newest([full, alone], "training") == [full]
     assert newest([alone, full, again, alone], "training") == [again]
+    compared = full | {"losses": [[1.0, 1.0]]}
+    assert newest([compared, full], "training") == [compared]
+    other = full | {"settings": {"side": 1}}
+    assert newest([full, other, again], "training") == [other, again]  # in the order of the file
+
+
+def test_lines_of_bf16_take_no_place_by_losses_of_float32(bench):
+    newest = import_module("benchmarks.table").newest
+    base = {"benchmark": "training", "machine": "two", "amx": False, "device": "cpu", "threads": 1}
+    base |= {"command": "", "versions": {"torch": "2", "transformers": "5"}, "settings": {"precision": "bf16"}}
+    assert newest([base | {"losses": [[1.0, 1.0]]}, base], "training") == [base]
+
+
+def test_a_newer_line_that_is_not_shown_is_named(bench, tmp_path, capsys):
+    base = {"benchmark": "training", "machine": "two", "amx": False, "device": "cpu", "threads": 1}
+    base |= {"versions": {"torch": "2", "transformers": "5"}, "settings": {"precision": "fp32", "side": 64, "batch": 2}}
+    times = {"lucidetr": [1.0], "transformers": [3.0]}
+    full = base | {"seconds": times, "when": "2026-01-01", "command": "all"}
+    alone = base | {"seconds": {"lucidetr": [9.0]}, "when": "2026-02-02", "command": "one"}
+    import_module("benchmarks.measure").RESULTS.write_text("\n".join(map(json.dumps, (alone, full, alone))))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- training -->\n<!-- end -->\n")
+    import_module("benchmarks.table").main([str(page)])
+    assert "passed over, for an older line has more in it: 2026-02-02, one" in capsys.readouterr().out
+    assert "1.00 s" in page.read_text()
+
+
+def test_lines_of_other_settings_have_other_labels(bench):
+    measured = {"seconds": {"lucidetr fp32": [1.0]}, "differences": {"lucidetr fp32": [0.0, 0.0]}}
+    settings = {"recipe": "detr-r50", "weights": "random", "side": "64x64", "batch": 1}
+    lines = [measured | {"settings": settings | more} for more in ({}, {"recipe": "lucid-s", "weights": "a.st"})]
+    assert table(lines, "inference").startswith("|  | 64x64, batch 1 | lucid-s, a.st, 64x64, batch 1 | 1")
+    case = {"case": "detr-r50", "precision": "fp32", "side": 640, "batch": 2}
+    measured = {"training": {"a": 1.0}, "step": 1.0, "target": 0.02, "inference": {"a": 1.0}}
+    lines = [measured | {"settings": case | more} for more in ({}, {"side": 320}, {"case": "lucid-xs", "side": 128})]
+    head = "|  | detr-r50, fp32, side 640 | detr-r50, fp32, side 320 | lucid-xs, fp32 |"
+    assert table(lines, "parts").startswith(head)
+    grown = {"recipe": "lucid-s", "axis": "side"}
+    lines = [{"settings": grown | {"precision": each}, "rows": {"64": {"step": 1.0}}} for each in ("fp32", "bf16")]
+    assert "| lucid-s, side 64, precision fp32 |" in table(lines, "growth")
+    assert "| lucid-s, side 64 |" in table(lines[:1], "growth")
+    trained = {"recipe": "lucid-xs", "side": 128, "batch": 16, "precision": "bf16", "workers": 8, "replayed": True}
+    measured = {"step": 1.0, "computing": 0.5, "images_per_second": 16.0}
+    lines = [measured | {"settings": trained | more} for more in ({}, {"workers": 2}, {"replayed": False})]
+    text = table(lines, "busy")
+    for row in ("batch 16, replayed, workers 8", "batch 16, replayed, workers 2", "batch 16"):
+        assert f"| lucid-xs, 128, {row} |" in text
 
 
 def test_a_page_is_filled_from_the_newest_lines(bench, tmp_path):

@@ -4,13 +4,16 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from lucidetr.fields import difference, from_dict, to_dict
+from lucidetr.models.size import measure
 from lucidetr.recipes import BESIDES, DETR_XS, LADDER, LUCID_XS, beyond, climb, without
 from lucidetr.studies import experiment, ladder
 from lucidetr.studies.experiment import Plan, Result, fingerprint, read_results
 from lucidetr.studies.ladder import contenders, ladder_page
+from lucidetr.training.precision import choose_device, choose_precision
 from run_tools import tiny
 
 
@@ -113,7 +116,8 @@ def counted(two, monkeypatch):
     def run_one(kind, name, config):
         asked.append((kind, name, config.seed))
         lengths = {"minutes": config.minutes, "data": config.data, "side": config.images.size, "clock": config.clock}
-        return result(kind=kind, name=name, seed=config.seed, **lengths, config=fingerprint(config))
+        here = {"threads": torch.get_num_threads(), "precision": choose_precision("auto", choose_device("auto"))}
+        return result(kind=kind, name=name, seed=config.seed, **lengths, **here, config=fingerprint(config))
 
     monkeypatch.setattr(ladder, "run_one", run_one)
     return *two, asked
@@ -199,6 +203,29 @@ def test_a_table_compares_runs_of_one_precision_and_length(tmp_path, monkeypatch
     assert "| 0.600 |\n" in more
     assert "| 0.700 |" in more
     assert "bf16" in note
+
+
+def test_operations_are_those_of_the_side_that_was_trained_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(ladder, "climb", lambda: list(climb())[:1])
+    monkeypatch.setattr(ladder, "LADDER", LADDER[:2])
+    monkeypatch.setattr(ladder, "BESIDES", BESIDES[:1])
+    file, name = tmp_path / "ladder.jsonl", LADDER[1].name
+    sides = {"rung": 96, "without": 320}
+    runs = [result(side=96), result(kind="without", name=name, side=320, ap=0.75)]
+    file.write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
+    up, _, gone, _, more, _ = ladder_page(file).split("\n\n")
+    shown = {"rung": up.splitlines()[2], "without": gone.splitlines()[2]}
+    for kind, config in {"rung": DETR_XS, "without": LUCID_XS}.items():
+        gflops = measure(ladder.squares(config, sides[kind])).gflops
+        assert shown[kind].split("|")[4].strip() == f"{gflops:.2f}"
+    assert more.splitlines()[2].split("|")[4].strip() == f"{measure(ladder.squares(LUCID_XS, 96)).gflops:.2f}"
+    assert "0.750" in gone  # a side above what the recipe allows makes no other contender of it
+
+
+def test_runs_of_other_threads_are_not_averaged_where_minutes_are_the_budget():
+    both = [result(), result(seed=1, threads=2), result(seed=2)]
+    assert [r.seed for r in ladder.alike(both, "rung")] == [0, 2]
+    assert len(ladder.alike([replace(r, minutes=0.0) for r in both], "rung")) == 3
 
 
 def test_runs_of_what_a_rung_once_was_do_not_count(counted, tmp_path):

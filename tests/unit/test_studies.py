@@ -1,6 +1,7 @@
 """The studies: what they train differs only where they say, they go on where they stopped, and their pages add up."""
 
 import json
+import shlex
 from dataclasses import asdict, replace
 from typing import get_args, get_type_hints
 
@@ -11,6 +12,7 @@ from lucidetr.categories import Categories
 from lucidetr.cli import study as command_line
 from lucidetr.config import ModelCard, TrainConfig
 from lucidetr.criterion.set_loss import normalisers, set_loss
+from lucidetr.data.preprocessing import resized_size
 from lucidetr.errors import InputError
 from lucidetr.fields import difference
 from lucidetr.models.detr import DETR
@@ -21,14 +23,16 @@ from lucidetr.studies.experiment import Plan, Result, fingerprint, read_results,
 from lucidetr.studies.page import Page, write_page
 from lucidetr.training.checkpoint import save_model
 from lucidetr.training.engine import FAST, Engine
+from lucidetr.training.precision import choose_device, choose_precision
 from run_tools import TINY, tiny
 
 PLAN = Plan(minutes=2.0, seeds=2)
+HERE = choose_precision("auto", choose_device("auto"))
 
 
 def result(kind, name, seed=0, **values):
-    base = {"minutes": 2.0, "threads": 1, "data": experiment.DATA, "ap": 0.5, "ap50": 0.6, "steps": 10}
-    base |= {"images_per_second": 20.0, "precision": "fp32", "commit": "abc", "machine": "m"}
+    base = {"minutes": 2.0, "threads": torch.get_num_threads(), "data": experiment.DATA, "ap": 0.5, "ap50": 0.6}
+    base |= {"steps": 10, "images_per_second": 20.0, "precision": HERE, "commit": "abc", "machine": "m"}
     base |= {"config": fingerprint(DETR_XS), "side": DETR_XS.images.size, "clock": "wall"}
     return Result(kind, name, seed, **(base | {"numbers": {"seconds": 8.0, "loss": 3.0}} | values))
 
@@ -39,6 +43,7 @@ def made_up(aps):
     def run(kind, name, config, *rest):
         lengths = {"minutes": config.minutes, "steps": config.steps or 10, "data": config.data}
         lengths |= {"config": fingerprint(config), "side": config.images.size, "clock": config.clock}
+        lengths |= {"precision": HERE if config.precision == "auto" else config.precision}
         return result(kind, name, config.seed, ap=aps.get(name, 0.5) + 0.01 * config.seed, **lengths)
 
     return run
@@ -83,7 +88,7 @@ def test_the_three_ways_differ_in_engine_and_in_weights_alone():
     ways = three_ways.ways(PLAN)
     assert changed(ways[three_ways.REFERENCE], ways[three_ways.FAST]) == {"engine": "reference"}
     assert changed(ways[three_ways.RANDOM], ways[three_ways.TUNED]) == {"weights": ""}
-    assert ways[three_ways.FAST] == LUCID_XS
+    assert changed(ways[three_ways.FAST], LUCID_XS) == {"precision": "fp32"}  # as the reference computes
     assert ways[three_ways.TUNED].weights == "efficientnet-lite0"
     smaller = {"model.num_queries", "images.size", "augmentation.flip", "batch", "micro_batch"}
     assert set(changed(ways[three_ways.TUNED], LUCID_S_LITE0)) == smaller
@@ -109,6 +114,11 @@ def test_the_start_is_looked_at_in_two_models_or_one():
         }
 
 
+def test_more_seeds_than_the_start_shows_are_refused(tmp_path):
+    with pytest.raises(InputError, match="--seeds 2: start shows one run of each model"):
+        start.study(tmp_path, replace(start.QUICK, seeds=2))
+
+
 # the frame
 
 
@@ -119,6 +129,26 @@ def test_a_plan_gives_minutes_or_steps():
     all_alike = replace(PLAN, steps=4).given(replace(DETR_XS, steps=7), 0)
     assert (all_alike.minutes, all_alike.steps) == (0.0, 4)
     assert replace(PLAN, looks=5).given(DETR_XS, 0).statistics == 5
+
+
+def test_a_side_is_what_the_model_sees_whatever_the_recipe_allows():
+    small, large = (replace(PLAN, side=side).given(DETR_XS, 0) for side in (96, 320))
+    assert (small.images.size, small.images.max_size) == (96, DETR_XS.images.max_size)
+    assert (large.images.size, large.images.max_size) == (320, 320)
+    assert resized_size(128, 128, large.images) == (320, 320)
+    square = replace(PLAN, side=320).given(LUCID_XS, 0).images
+    assert (square.resize, square.size) == ("square", 320)
+
+
+def test_runs_of_other_threads_or_precision_are_other_runs():
+    config, other = PLAN.given(DETR_XS, 0), "fp64"
+    few = torch.get_num_threads() + 1
+    assert experiment.is_of(result("k", "a"), "k", "a", config)
+    assert not experiment.is_of(result("k", "a", threads=few), "k", "a", config)
+    assert not experiment.is_of(result("k", "a", precision=other), "k", "a", config)
+    assert experiment.is_of(result("k", "a", precision=other), "k", "a", replace(config, precision=other))
+    counted = replace(PLAN, steps=10).given(DETR_XS, 0)  # as far whoever computes
+    assert experiment.is_of(result("k", "a", threads=few, minutes=0.0), "k", "a", counted)
 
 
 def test_a_grid_goes_on_where_it_stopped(tmp_path):
@@ -157,7 +187,9 @@ def test_half_a_last_line_is_no_run_and_in_nobodys_way(tmp_path):
 def test_of_runs_of_one_seed_the_last_counts():
     twice = [result("k", "a", 0, ap=0.1), result("k", "a", 1, ap=0.3), result("k", "a", 0, ap=0.2)]
     found = experiment.chosen(twice, ("k", "a", DETR_XS), PLAN)
-    assert sorted((r.seed, r.ap) for r in found) == [(0, 0.2), (1, 0.3)]
+    assert [(r.seed, r.ap) for r in found] == [(0, 0.2), (1, 0.3)]
+    backwards = [result("k", "a", seed) for seed in (1, 0)]
+    assert [r.seed for r in experiment.chosen(backwards, ("k", "a", DETR_XS), PLAN)] == [0, 1]
 
 
 def test_a_run_is_measured_heard_and_read(tmp_path):
@@ -224,6 +256,18 @@ def test_a_page_names_command_machine_and_commit(tmp_path):
     for words in ("# Title", "Why?", "![A figure.](a.png)", "| t |", "- Because.", "commit abc", "thread(s) of m"):
         assert words in text
     assert "`lucidetr study ablations --out DIR --quick --minutes 2 --seeds 2`" in text
+    asked = replace(PLAN, steps=9, images=160, clock="processor", data="my own", weights="a'b", side=96)
+    text = write_page(tmp_path, "three-ways", page, asked, []).read_text()
+    words = shlex.split(text.split("`")[1])
+    assert words[:3] == ["lucidetr", "study", "three-ways"]
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    kept = {"--data": "my own", "--weights": "a'b", "--side": "96", "--clock": "processor", "--threads": "1"}
+    assert given == {"--out": "DIR", "--steps": "9", "--seeds": "2"} | kept
+
+
+def test_a_page_has_its_parts_in_order(tmp_path):
+    page = Page("Title", "Why?", ((tmp_path / "a.png", "A figure."),), ("| t |",), ("Because.",))
+    text = write_page(tmp_path, "ablations", page, PLAN, [result("k", "n")]).read_text()
     assert text.index("Why?") < text.index("a.png") < text.index("Because.") < text.index("commit abc")
 
 
@@ -268,6 +312,7 @@ def test_the_start_draws_what_was_written_down(tmp_path, monkeypatch):
     monkeypatch.setattr(start, "contenders", lambda plan: iter([("start", "small", tiny("", steps=0))]))
     page = start.study(tmp_path, replace(start.QUICK, steps=3, data=TINY)).read_text()
     (found,) = read_results(tmp_path / "start.jsonl")
+    assert page.startswith("# The first 3 batches")
     assert {len(values) for values in found.series.values()} == {3}
     assert sum(name.startswith("std ") for name in found.series) == 4
     assert (tmp_path / "start-small.png").stat().st_size > 10_000

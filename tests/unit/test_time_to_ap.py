@@ -25,6 +25,15 @@ def bench(monkeypatch):
 
 
 @pytest.fixture
+def curves(monkeypatch):
+    """The module of the curves."""
+    monkeypatch.syspath_prepend(ROOT)
+    import benchmarks.ap_curves
+
+    return benchmarks.ap_curves
+
+
+@pytest.fixture
 def peers(monkeypatch):
     """The module of the peers."""
     monkeypatch.syspath_prepend(ROOT)
@@ -41,38 +50,76 @@ def line(contender, aps, seed=0, lr=1e-3):
     return {"settings": settings, "points": points} | rest
 
 
-def test_a_table_says_when_ours_reached_the_peer(bench):
-    curves = bench.average([line(name, aps) for name, aps in TWO_CURVES.items()])
-    text = bench.table(curves)
+def test_a_table_says_when_ours_reached_the_peer(curves):
+    both = curves.average([line(name, aps) for name, aps in TWO_CURVES.items()])
+    text = curves.table(both)
     assert "| lucid-xs | 4.0 M | 30 | – | 0.200 | 0.400 | 0.500 | 0.600 | 0.700 | 0.800 | – |" in text
     assert "lucid-xs reached transformers-detr's AP at the end, 0.200, after 60 s, 5.0× sooner." in text
-    assert "did not reach" in bench.sooner(curves[1], curves[0])
+    assert "did not reach" in curves.sooner(both[1], both[0])
 
 
-def test_seeds_are_averaged_and_the_better_rate_is_shown(bench):
+def test_seeds_are_averaged_and_the_better_rate_is_shown(curves):
     lines = [line("detr-xs", [0.1, 0.2], seed=0), line("detr-xs", [0.3, 0.4], seed=1), line("detr-xs", [0.1], lr=1e-4)]
-    (curve,) = bench.average(lines)
+    (curve,) = curves.average(lines)
     assert [ap for _, ap, _ in curve.points] == pytest.approx([0.2, 0.3])
-    assert bench.spread([each["AP"] for each in curve.lines]) == "0.300 ± 0.141"
+    assert curves.spread([each["AP"] for each in curve.lines]) == "0.300 ± 0.141"
 
 
-def test_of_equal_settings_the_newest_run_counts(bench):
+def test_what_is_another_experiment_is_another_curve(curves):
+    lines = [line("transformers-detr", [0.1 * number], seed=number) for number in range(1, 6)]
+    changes = ({}, {"augmentation": "detr-xs"}, {"split": "test"}, {"precision": "bf16"}, {"channels_last": True})
+    base = {"augmentation": "lucid-xs", "split": "", "precision": "fp32", "channels_last": False}
+    for each, change in zip(lines, changes, strict=True):
+        each["settings"] |= base | change
+    found = curves.average(lines)
+    assert [curve.lines for curve in found] == [[each] for each in lines]
+    assert found[2].name == "transformers-detr, augmentation lucid-xs, split test, fp32, channels last: False"
+    assert [curve.name for curve in curves.average(lines[:3:2])] == [
+        "transformers-detr, split none",
+        "transformers-detr, split test",
+    ]
+
+
+def test_of_equal_settings_the_newest_run_counts(curves):
     lines = [line("detr-xs", [0.1]), line("detr-xs", [0.3], seed=1), line("detr-xs", [0.5])]
-    (curve,) = bench.average(lines)
+    (curve,) = curves.average(lines)
     assert [ap for _, ap, _ in curve.points] == pytest.approx([0.4])
 
 
-def test_of_a_recipe_that_changed_only_its_last_state_counts(bench):
+def test_of_a_recipe_that_changed_only_its_last_state_counts(curves):
     was, now = line("detr-xs", [0.9]), [line("detr-xs", [ap], seed=seed) for seed, ap in enumerate((0.3, 0.5))]
     for each in now:
         each["settings"]["config"] = "of today"
-    (curve,) = bench.average([was, *now])
+    (curve,) = curves.average([was, *now])
     assert [ap for _, ap, _ in curve.points] == pytest.approx([0.4])
 
 
-def test_curves_are_drawn(bench, tmp_path):
-    bench.draw(bench.average([line(name, aps) for name, aps in TWO_CURVES.items()]), tmp_path / "curves.svg")
+def test_curves_are_drawn(curves, tmp_path):
+    curves.draw(curves.average([line(name, aps) for name, aps in TWO_CURVES.items()]), tmp_path / "curves.svg")
     assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
+def test_runs_that_are_named_are_drawn_alone(bench, tmp_path, monkeypatch):
+    out, drawn = tmp_path / "lines.jsonl", []
+    monkeypatch.setattr(bench, "draw", lambda curves, file: drawn.extend(curves))
+    lines = [line("lucid-xs", [0.1], seed=seed) for seed in (0, 1)] + [line("detr-xs", [0.2])]
+    lines[1]["settings"]["minutes"], lines[2]["settings"]["split"] = 10.0, "test"
+    for each in lines:
+        each["settings"]["clock"] = "wall"
+    out.write_text("\n".join(map(json.dumps, lines)))
+    whole = ["--out", str(out), "--draw", str(tmp_path / "curves.svg")]
+    for more, expected in (
+        ([], lines),
+        (["--contenders", "detr-xs"], lines[2:]),
+        (["--seeds", "1"], lines[1:2]),
+        (["--minutes", "10"], lines[1:2]),
+        (["--split", "test"], lines[2:]),
+    ):
+        drawn.clear()
+        bench.main([*whole, *more])
+        assert [each["settings"] for curve in drawn for each in curve.lines] == [each["settings"] for each in expected]
+    with pytest.raises(InputError, match=r"no run with .* that --contenders, --seeds, --minutes and --split name"):
+        bench.main([*whole, "--seeds", "7"])
 
 
 def test_what_cannot_be_run_is_refused(bench, tmp_path):
@@ -110,7 +157,7 @@ def lines_of(path):
     return [json.loads(text) for text in path.read_text().splitlines()]
 
 
-def test_a_peer_is_tried_and_trained_once(bench, tmp_path, monkeypatch):
+def test_a_peer_is_tried_and_trained_once(bench, tmp_path, monkeypatch, capsys):
     arguments = run_of_seconds(tmp_path / "results.jsonl", precision="fp32", split="val")
     bench.main(arguments)
     *trials, run = lines_of(tmp_path / "results.jsonl")
@@ -118,9 +165,24 @@ def test_a_peer_is_tried_and_trained_once(bench, tmp_path, monkeypatch):
     assert run["settings"]["lr"] in (1e-4, 1e-3)
     assert run["points"][-1][1] == run["AP"] == run["other_split"]["AP"]
     assert run["points"][-1][0] >= 0.6
+    again, train_peer = [], bench.train_peer
     monkeypatch.setattr(bench, "train_peer", lambda *_: pytest.fail("trained twice"))
+    capsys.readouterr()
     bench.main(arguments)
+    assert capsys.readouterr().out.count("known: transformers-detr: ") == 3
     assert len(lines_of(tmp_path / "results.jsonl")) == 3
+    monkeypatch.setattr(bench, "train_peer", lambda *given: again.append(given) or train_peer(*given))
+    bench.main(run_of_seconds(tmp_path / "results.jsonl", precision="bf16", split="val", rates="1e-3"))
+    assert [way for _, _, way, _ in again] == [bench.Way("bf16", channels_last=True)]
+    again.clear()
+    dropping = {"precision": "fp32", "split": "val", "rates": "1e-3", "bad_boxes": "drop"}
+    bench.main(run_of_seconds(tmp_path / "results.jsonl", **dropping))
+    assert len(again) == 1
+    assert lines_of(tmp_path / "results.jsonl")[-1]["settings"]["bad_boxes"] == "drop"
+    again.clear()
+    monkeypatch.setattr(bench, "processor", lambda: "another machine")
+    bench.main(run_of_seconds(tmp_path / "results.jsonl", precision="fp32", split="val", rates="1e-3"))
+    assert len(again) == 1
 
 
 @pytest.mark.slow
@@ -172,7 +234,7 @@ def test_a_peer_steps_by_muon_only_where_its_name_says_so(bench):
     names = ("transformers-detr", "transformers-detr+muon")
     published, other = (one.config(name, seed=0, batch=8, lr=1e-3).optimiser for name in names)
     assert (published.matrices, other.matrices) == ("adamw", "muon")
-    assert names[1] not in bench.Options().contenders
+    assert names[1] not in bench.CONTENDERS
 
 
 def test_runs_with_other_queries_turns_or_readers_do_not_count(bench, tmp_path):
@@ -185,14 +247,14 @@ def test_runs_with_other_queries_turns_or_readers_do_not_count(bench, tmp_path):
     assert journal.lines_with({"contender": "lucid-xs"} | bench.Options(turns=True).asked) == []
 
 
-def test_runs_with_other_evaluations_are_not_averaged(bench):
+def test_runs_with_other_evaluations_are_not_averaged(curves):
     few, many = line("lucid-xs", [0.1, 0.3]), line("lucid-xs", [0.1, 0.2, 0.3, 0.4], seed=1)
     many["settings"]["evaluations"] = 10
-    (curve,) = bench.average([few, many])
+    (curve,) = curves.average([few, many])
     assert curve.lines == [many]
 
 
-def test_runs_of_other_hardware_do_not_count(bench, tmp_path, monkeypatch):
+def test_runs_of_other_hardware_do_not_count(bench, curves, tmp_path, monkeypatch):
     journal = bench.Journal(tmp_path / "lines.jsonl")
     slow, fast = line("lucid-xs", [0.1]), line("lucid-xs", [0.2])
     fast["settings"]["device"] = "cpu, bf16"
@@ -201,5 +263,5 @@ def test_runs_of_other_hardware_do_not_count(bench, tmp_path, monkeypatch):
         monkeypatch.setattr(bench, "choose_precision", lambda name, device, here=precision: here)
         place = bench.Options().place
         assert journal.lines_with({"contender": "lucid-xs"} | place) == [expected]
-        assert bench.machine(bench.average([expected])) == ", ".join(["two", *place.values()])
+        assert curves.machine(curves.average([expected])) == ", ".join(["two", *place.values()])
     assert bench.Options(device="NVIDIA H200", draw="a.svg").place == {"device": "NVIDIA H200"}

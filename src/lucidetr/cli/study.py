@@ -26,7 +26,7 @@ class Options:
     name: Annotated[
         Literal["start", "initialisation", "residuals", "three-ways", "ablations", "ladder"], tyro.conf.Positional
     ]
-    """start: weights, gradients and loss over the first thirty batches.
+    """start: weights, gradients and loss over the first batches, 30 by default.
     initialisation: nine ways to draw the first weights, before training and after.
     residuals: residual paths cut, norms placed elsewhere.
     three-ways: the reference engine, the fast one, and going on from trained weights.
@@ -43,7 +43,7 @@ class Options:
     images: int | None = None
     """three-ways: images that each run with a budget of images sees (3200 unless quick)."""
     seeds: int | None = None
-    """Runs of each model (3 unless quick; start: 1)."""
+    """Runs of each model (3 unless quick; start has one alone)."""
     threads: int = 0
     """Of the processor; 0: as many as it has."""
     clock: Literal["wall", "processor"] = "wall"

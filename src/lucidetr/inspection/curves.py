@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lucidetr.errors import InputError
-from lucidetr.training.run_log import read_metrics
+from lucidetr.training.run_log import read_metrics, trained_as
 
 Line = dict[str, Any]  # of metrics.jsonl
 TERMS = {"classification": "tab:blue", "l1": "tab:orange", "giou": "tab:green"}
@@ -31,6 +31,8 @@ def draw_curves(run: Path, out: Path) -> Path:
         draw_loss(total, training)
         draw_terms(terms, training)
         draw_precision(precision, looks, "step")
+        if trained_as(run).overfit:
+            precision.set(title="Average precision, training images learned by heart")
         draw_gradient_norm(rate, training)
         draw_rate(rate, training)
         rate.set(title="Gradient norm and learning rate")

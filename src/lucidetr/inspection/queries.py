@@ -251,7 +251,7 @@ def section(material: Material) -> Section:
         figures=(
             Figure(
                 name="queries-places",
-                title="Where queries find objects: middles of their boxes",
+                title="Where queries put their boxes, found or not: the middles",
                 chart=chart(10, 1.25 * rows, lambda drawn: draw_places(drawn, statistics)),
                 healthy=f"{places} Green: the smaller half of all boxes; red: large and wide; blue: large and tall.",
             ),

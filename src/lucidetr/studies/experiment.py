@@ -13,12 +13,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from lucidetr.config import TrainConfig
 from lucidetr.fields import difference, from_dict
 from lucidetr.studies.engines import choose_engine
 from lucidetr.training.engine import Engine
 from lucidetr.training.lock import lock
 from lucidetr.training.loop import train
+from lucidetr.training.precision import choose_device, choose_precision
 from lucidetr.training.run_log import last_start, read_lines, read_metrics
 
 DATA = "generated:digits"
@@ -57,10 +60,16 @@ class Plan:
         steps = self.steps or config.steps
         minutes = 0.0 if steps else self.minutes
         length = {"steps": steps, "minutes": minutes, "epochs": 0.0}
-        if self.side:
-            config = replace(config, images=replace(config.images, size=self.side))
+        config = at_side(config, self.side)
         config = replace(config, evaluations=1, statistics=self.looks, preflight="off")
         return replace(config, seed=seed, data=self.data, clock=self.clock, **length)
+
+
+def at_side(config: TrainConfig, side: int) -> TrainConfig:
+    """Return the config for pictures of that side, 0 for its own; its largest side rises where it would cap that."""
+    if not side:
+        return config
+    return replace(config, images=replace(config.images, size=side, max_size=max(config.images.max_size, side)))
 
 
 @dataclass(frozen=True)
@@ -122,12 +131,17 @@ def fingerprint(config: TrainConfig) -> str:
 
 
 def is_of(result: Result, kind: str, name: str, config: TrainConfig) -> bool:
-    """Say whether a result is that of this contender, at that length."""
+    """Say whether a result is that of this contender, at that length, as this process would compute it.
+
+    Threads decide how far minutes lead, and nothing where steps are counted.
+    """
     if (result.kind, result.name, result.seed, result.data) != (kind, name, config.seed, config.data):
         return False
     if (result.config, result.side) != (fingerprint(config), config.images.size):
         return False
-    if not config.steps and result.clock != config.clock:
+    if not config.steps and (result.clock, result.threads) != (config.clock, torch.get_num_threads()):
+        return False
+    if result.precision != choose_precision(choose_engine(config)[0].precision, choose_device(config.device)):
         return False
     whole = not config.steps or result.steps == config.steps or "diverged" in result.numbers
     return result.minutes == config.minutes and whole
@@ -209,10 +223,11 @@ def append(file: Path, result: Result) -> None:
 
 
 def chosen(results: Iterable[Result], contender: Contender, plan: Plan) -> list[Result]:
-    """Return the runs of one contender that belong to this plan, of each seed the last."""
+    """Return the runs of one contender that belong to this plan, of each seed the last, in the order of the seeds."""
     kind, name, config = contender
     wanted = [plan.given(config, seed) for seed in range(plan.seeds)]
-    return list({r.seed: r for r in results if any(is_of(r, kind, name, each) for each in wanted)}.values())
+    found = {r.seed: r for r in results if any(is_of(r, kind, name, each) for each in wanted)}
+    return [found[seed] for seed in sorted(found)]
 
 
 def aps(results: Iterable[Result]) -> list[float]:

@@ -8,10 +8,11 @@ stopped and gone on with, and two processes can share it.
 import statistics
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lucidetr.config import TrainConfig
+from lucidetr.config import ImageConfig, TrainConfig
 from lucidetr.models.size import measure
 from lucidetr.recipes import BESIDES, LADDER, LUCID_XS, Rung, beyond, climb, without
 from lucidetr.studies.experiment import (
@@ -19,6 +20,7 @@ from lucidetr.studies.experiment import (
     Plan,
     Result,
     aps,
+    at_side,
     chosen,
     fingerprint,
     gains,
@@ -70,14 +72,16 @@ def contenders() -> Iterator[tuple[str, str, TrainConfig]]:
 
 def ladder_page(file: Path = MEASURED) -> str:
     """Return the ladder of a file as Markdown tables; runs of what a rung once was are left out."""
-    trained = {(kind, name): fingerprint(config) for kind, name, config in contenders()}
-    return ladder_table([r for r in read_results(file) if trained.get((r.kind, r.name)) == r.config])
+    configs = {(kind, name): config for kind, name, config in contenders()}
+    known = [r for r in read_results(file) if (r.kind, r.name) in configs]
+    return ladder_table([r for r in known if r.config == fingerprint(at_side(configs[r.kind, r.name], r.side))])
 
 
 def ladder_table(results: list[Result]) -> str:
     """Return three Markdown tables: each rung, lucid-xs without each change, and with each that is off.
 
     Each has size, speed and AP of its models, and compares like with like: the runs of one kind of machine and length.
+    Operations are those for a square of the side that was trained at, or of the whole ladder where a table has no run.
     """
     kinds = (
         ("rung", "rung", list(climb())),
@@ -87,10 +91,14 @@ def ladder_table(results: list[Result]) -> str:
     parts = []
     for kind, title, rows in kinds:
         own = alike(results, kind)
+        side = next((r.side for r in [*own, *results]), 0)
         lines = [f"| {title} | change | parameters | GFLOPs | images/s | AP |", "|---|---|---|---|---|---|"]
         if kind != "rung":
-            lines.append(described("–", f"{LUCID_XS.recipe} itself", LUCID_XS, of_rung(own, "rung", LADDER[-1])))
-        lines += [described(rung.name, rung.says, config, of_rung(own, kind, rung)) for rung, config in rows]
+            base = of_rung(own, "rung", LADDER[-1])
+            lines.append(described("–", f"{LUCID_XS.recipe} itself", squares(LUCID_XS, side), base))
+        lines += [
+            described(rung.name, rung.says, squares(config, side), of_rung(own, kind, rung)) for rung, config in rows
+        ]
         parts += ["\n".join(lines), footnote([r for r in own if r.kind == kind])]
     return "\n\n".join(parts)
 
@@ -101,9 +109,15 @@ def alike(results: list[Result], kind: str) -> list[Result]:
     return [r for r in results if most and conditions(r) == most[0][0]]
 
 
-def conditions(result: Result) -> tuple[str, float, str, int]:
-    """Return what two runs must share to be compared."""
-    return result.precision, result.minutes, result.data, result.side
+def conditions(result: Result) -> tuple[str | float, ...]:
+    """Return what two runs must share to be compared; threads and clock decide how far minutes lead."""
+    pace = (result.threads, result.clock) if result.minutes else ()
+    return result.precision, result.minutes, result.data, result.side, *pace
+
+
+def squares(config: TrainConfig, side: int) -> TrainConfig:
+    """Return the config for squares of that side, which generated scenes are; 0: as it is."""
+    return replace(config, images=ImageConfig(resize="square", size=side)) if side else config
 
 
 def described(name: str, says: str, config: TrainConfig, results: list[Result]) -> str:

@@ -1,5 +1,6 @@
 """What a study leaves behind: a Markdown page with figures beside it, and how these are drawn."""
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,16 @@ def command(name: str, plan: Plan) -> str:
 
     >>> command("ladder", Plan(minutes=2, seeds=3))
     'lucidetr study ladder --out DIR --minutes 2 --seeds 3'
+    >>> command("three-ways", Plan(minutes=2, seeds=1, steps=9, images=3200, weights="a b", clock="processor"))
+    "lucidetr study three-ways --out DIR --steps 9 --seeds 1 --weights 'a b' --clock processor --threads 1"
     """
     words = ["lucidetr study", name, "--out DIR", "--quick" if plan.quick else ""]
     words += [f"--steps {plan.steps}" if plan.steps else f"--minutes {plan.minutes:g}", f"--seeds {plan.seeds}"]
-    words += [f"--images {plan.images}" if plan.images else "", f"--weights {plan.weights}" if plan.weights else ""]
-    words += [f"--data '{plan.data}'" if plan.data != Plan(1, 1).data else ""]
+    words += [f"--images {plan.images}" if plan.images and not plan.steps else ""]
+    words += [f"--weights {shlex.quote(plan.weights)}" if plan.weights else ""]
+    words += [f"--data {shlex.quote(plan.data)}" if plan.data != Plan(1, 1).data else ""]
     words += [f"--side {plan.side}" if plan.side else ""]
-    words += [f"--clock {plan.clock}" if plan.clock != "wall" else ""]
+    words += ["--clock processor --threads 1" if plan.clock == "processor" else ""]
     return " ".join(word for word in words if word)
 
 

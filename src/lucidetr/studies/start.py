@@ -1,4 +1,4 @@
-"""The start: where do weights, gradients and loss go in the first thirty batches?
+"""The start: where do weights, gradients and loss go in the first batches?
 
 Two models of the paper's design from random weights, the small `detr-xs` and the large `detr-222m`, on squares of
 128 pixels. Eight charts each: how four ways to draw the first weights differ in the backbone and in the first layer of
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lucidetr.config import ImageConfig, TrainConfig
+from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import DETR_XS, from_scratch, recipe
 from lucidetr.studies.engines import choose_engine, listening
@@ -23,7 +24,7 @@ from lucidetr.studies.outset import is_matrix, of_each_look
 from lucidetr.studies.page import Page, beginnings, markdown_table, save, write_page
 from lucidetr.training.statistics import read_statistics
 
-DATA = "generated:digits?train=480&val=8"  # what is found after thirty batches is of no interest
+DATA = "generated:digits?train=480&val=8"  # what is found after so few batches is of no interest
 USUAL = Plan(minutes=0.0, seeds=1, steps=30, looks=30, data=DATA)
 QUICK = replace(USUAL, quick=True)
 SCHEMES = ("default", "uniform", "xavier", "he_in")
@@ -34,6 +35,8 @@ BARS = 80
 
 def study(folder: Path, plan: Plan) -> Path:
     """Train, draw and write the page."""
+    if plan.seeds > 1:
+        raise InputError(f"--seeds {plan.seeds}: start shows one run of each model: leave --seeds out")
     file = folder / "start.jsonl"
     plan = replace(plan, looks=plan.steps)
     run_grid(file, contenders(plan), plan, run_heard)
@@ -52,7 +55,7 @@ def study(folder: Path, plan: Plan) -> Path:
         figures.append((picture, f"{name}: the first {plan.steps} batches."))
         answer += sentences(name, runs[0].series)
     table = markdown_table(["model", "scheme", "deviation in the backbone", "in the box head's first layer"], rows)
-    page = Page("The first thirty batches", __doc__ or "", tuple(figures), (table,), tuple(answer))
+    page = Page(f"The first {plan.steps} batches", __doc__ or "", tuple(figures), (table,), tuple(answer))
     return write_page(folder, "start", page, plan, used)
 
 
