@@ -1,4 +1,4 @@
-"""The ladder: what is each change from the paper's DETR to the lucid family worth, in a fixed time on two cores?
+"""The ladder: what is each change from the paper's DETR to the lucid family worth, in a fixed time?
 
 Every rung is trained, the finished model without each change, and with each that is off in it, for the same minutes, on
 the same scenes, with several seeds. One line for each run goes into a file as soon as it is done, so a study can be
