@@ -24,6 +24,7 @@ from lucidetr.layers.attention import MultiHeadAttention
 from lucidetr.models.detr import DETR
 from lucidetr.structures import Batch
 from lucidetr.training.checkpoint import write_atomically
+from lucidetr.training.clock import count_steps
 from lucidetr.training.guards import is_papers
 from lucidetr.training.memory import Precision, backward, is_out_of_memory, largest_batch, peak_memory, too_large
 from lucidetr.training.optimiser import build_optimiser, freeze, learning_mode, set_rate
@@ -110,21 +111,24 @@ def check_queries(config: TrainConfig, annotations: Annotations) -> None:
 
 
 def expectation(config: TrainConfig, images: int) -> str:
-    """Return what can be expected of so many images and this start.
+    """Return what can be expected of so many images, so long a run and this start.
 
     >>> from lucidetr.recipes import recipe
-    >>> expectation(recipe("lucid-s"), 205)
-    '205 images from random weights: --weights of a trained detector would start from more'
+    >>> expectation(replace(recipe("lucid-s"), epochs=0.0, steps=1000, batch=8), 205)
+    '205 images, seen 8,000 times in all, from random weights: --weights of a trained detector would start from more'
     """
+    steps = count_steps(config, images)
+    seen = f", seen {steps * config.batch:,} times in all," if steps else ""
     if config.weights:
-        return f"{images:,} images, from the weights {config.weights}"
+        return f"{images:,} images{seen or ','} from the weights {config.weights}"
     if is_papers(config):
         return (
-            f"{images:,} images from random weights: the paper's design took 118,287 images, 300 epochs and a "
-            "pretrained backbone, and AP stays near 0 for long; lucid-s learns faster, so does a start from --weights"
+            f"{images:,} images{seen} from random weights: the paper's design saw 118,287 images 300 times, 35 million "
+            "in all, with a pretrained backbone, and AP stays near 0 for long; lucid-s learns faster, so does a start "
+            "from --weights"
         )
     advice = ": --weights of a trained detector would start from more" if images < MANY else ""
-    return f"{images:,} images from random weights{advice}"
+    return f"{images:,} images{seen} from random weights{advice}"
 
 
 def first_batch(config: TrainConfig, dataset: Dataset) -> list[Batch]:
