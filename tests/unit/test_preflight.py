@@ -45,7 +45,7 @@ def test_a_sound_run_is_told_what_to_expect_and_left_untouched(tmp_path, scenes)
     random, order = torch.get_rng_state(), np.random.get_state()[1].copy()
     said = fly(tmp_path, config, model, scenes)
     assert [line for line in said if line.startswith("warning")] == []
-    assert said[0].startswith("10 images from random weights: the paper's design")
+    assert said[0].startswith("10 images, seen 24 times in all, from random weights: the paper's design saw 118,287")
     assert "trying the largest batch: 2 images of 64 × 64 pixels, 3 objects in each" in said
     assert "it fits: peak memory" in said[-1]
     assert torch.equal(torch.get_rng_state(), random)
