@@ -96,6 +96,16 @@ def five_steps(config: TrainConfig, micro_batch: int, ranks=ALONE) -> dict:
     return {"gradients": spy.gradients, "weights": run.model.state_dict(), "losses": torch.stack(losses)}
 
 
+def resume_elsewhere(config: TrainConfig, folders: tuple[str, ...]) -> str:
+    """Resume as one of several ranks, each in a folder of its own, and return why that is refused."""
+    with joined(config.timeout_minutes) as ranks:
+        try:
+            loop.Run(replace(config, out=folders[ranks.rank]), ProgressLine(quiet=True), FAST, ranks)
+        except InputError as error:
+            return str(error)
+    return "it goes on"
+
+
 def many_things(folder, configs: dict[str, TrainConfig], source: str) -> dict:
     """Do as one of several ranks all that needs no run of its own."""
     made: dict = {}

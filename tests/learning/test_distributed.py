@@ -23,8 +23,17 @@ from lucidetr.training.distributed import ALONE, Ranks, check_same_step, check_s
 from lucidetr.training.loop import train
 from lucidetr.training.precision import choose_device
 from lucidetr.training.run_log import read_metrics
-from rank_work import evaluated, fall_silent, five_steps, found, many_things, together, train_noting
-from run_tools import TINY, tiny
+from rank_work import (
+    evaluated,
+    fall_silent,
+    five_steps,
+    found,
+    many_things,
+    resume_elsewhere,
+    together,
+    train_noting,
+)
+from run_tools import TINY, tiny, train_until_interrupted
 
 THREES = "generated:digits?size=64&digit=14-24&objects=3-3&train=20&val=5"
 
@@ -270,6 +279,14 @@ def test_one_process_is_alone(monkeypatch):
     assert launched() == ALONE
     with joined(1.0) as ranks:
         assert ranks == ALONE
+
+
+def test_ranks_that_see_other_folders_do_not_go_on(tmp_path, monkeypatch):
+    train_until_interrupted(tiny(tmp_path / "seen"), monkeypatch)
+    config = tiny(tmp_path / "seen", resume=True)
+    folders = tuple(str(tmp_path / name) for name in ("seen", "stale"))
+    said = together(2, tmp_path / "ranks", resume_elsewhere, config, folders)
+    assert all("(rank 0 after step 4, rank 1 after step 0): --out must be one folder" in each for each in said)
 
 
 def test_what_ranks_cannot_do_is_said_before_they_meet(monkeypatch):
