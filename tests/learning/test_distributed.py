@@ -282,8 +282,9 @@ def test_one_process_is_alone(monkeypatch):
 
 
 def test_ranks_that_see_other_folders_do_not_go_on(tmp_path, monkeypatch):
-    train_until_interrupted(tiny(tmp_path / "seen"), monkeypatch)
-    config = tiny(tmp_path / "seen", resume=True)
+    filled = {"micro_batch": 0}  # what fits is agreed on by those that begin
+    train_until_interrupted(tiny(tmp_path / "seen", **filled), monkeypatch)
+    config = tiny(tmp_path / "seen", resume=True, **filled)
     folders = tuple(str(tmp_path / name) for name in ("seen", "stale"))
     said = together(2, tmp_path / "ranks", resume_elsewhere, config, folders)
     assert all("(rank 0 after step 4, rank 1 after step 0): --out must be one folder" in each for each in said)

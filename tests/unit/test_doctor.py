@@ -289,6 +289,16 @@ def copy_of(folder: Path, target: Path) -> Path:
     return target
 
 
+def test_every_key_that_stands_twice_is_told(sound, tmp_path):
+    folder = copy_of(sound, tmp_path / "set")
+    content = json.dumps(read(folder)).replace(
+        "{", '{"info": {"images": 1, "images": 2}, "info": {}, "images": [], ', 1
+    )
+    write(folder, "train", content)
+    found = [(f.kind, f.text.split("'")[1]) for f in diagnose(folder).findings if f.kind.endswith("-twice")]
+    assert found == [("json-key-twice", "images"), ("json-key-twice", "info"), ("json-list-twice", "images")]
+
+
 def test_a_sound_set_is_left_in_peace(sound):
     report = diagnose(sound)
     assert report.format == "COCO"

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lucidetr.cli.data import refuse_inside
 from lucidetr.data.doctor import diagnose
 from lucidetr.data.doctor_page import MOST_PICTURES, box_shapes, worst_pictures, write_page
-from lucidetr.errors import InputError
 from surface_tools import lucidetr
 
 EVIL = '<script>alert("x")</script>'
@@ -114,11 +112,23 @@ def test_no_sheet_takes_the_place_of_a_picture(tmp_path, verb, options):
     assert picture.read_bytes() == before
 
 
-def test_a_sheet_may_lie_beside_a_coco_file_but_not_on_another(tmp_path):
+def test_what_is_drawn_may_lie_beside_a_coco_file_but_not_on_it_or_its_pictures(tmp_path):
     data = plant(tmp_path / "data") / "train" / "_annotations.coco.json"
-    refuse_inside(str(data), "", str(data.with_name("sheet.png")))
-    with pytest.raises(InputError, match="lies in the data set"):
-        refuse_inside(str(data), "", str(data.with_name("2.png")))
+    before = {file: file.read_bytes() for file in data.parent.iterdir()}
+    beside = data.with_name("page.html")
+    for _ in range(2):  # what was drawn may be drawn again
+        lucidetr("doctor", data, "--html", beside, status=1)
+    beside.unlink()
+    for option in (("--json", data), ("--sheet", data.with_name("2.png"))):
+        assert "lies in the data set" in lucidetr("doctor", data, *option, status=2)
+    sheet = data.with_name("2.png")
+    said = lucidetr("data", "sample", data, sheet, "--bad-boxes", "drop", status=2)
+    assert "lies in the data set" in said
+    said = lucidetr(
+        "data", "augment", "lucid-xs", "--train-json", data, "--bad-boxes", "drop", "--out", sheet, status=2
+    )
+    assert "lies in the data set" in said
+    assert {file: file.read_bytes() for file in data.parent.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["sheet.pdfx", "sheet"])

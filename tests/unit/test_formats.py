@@ -162,9 +162,12 @@ def test_missing_voc_files_are_named(voc):
         open_dataset(str(voc), "train")
 
 
-def test_a_voc_list_without_names_is_refused(voc):
-    text(voc / "ImageSets" / "Main" / "val.txt", "\n")
-    with pytest.raises(InputError, match=r"val\.txt: no name in it; list pictures there, or take the file away"):
+def test_a_voc_list_without_names_is_refused_or_no_split(voc):
+    for name in ("val", "test"):
+        text(voc / "ImageSets" / "Main" / f"{name}.txt", "\n")
+    assert list(find_splits(voc).splits) == ["train"]
+    text(voc / "ImageSets" / "Main" / "train.txt", "")
+    with pytest.raises(InputError, match=r"train\.txt: no name in it; list the training pictures, or take"):
         open_dataset(str(voc), "train")
 
 
@@ -172,9 +175,13 @@ def test_a_voc_list_of_train_and_val_is_train_where_there_is_no_other(voc):
     def ids(split):
         return open_dataset(str(voc), split).annotations.file_names.tolist()
 
-    both = text(voc / "ImageSets" / "Main" / "trainval.txt", "a\nb\n")
+    both = text(voc / "ImageSets" / "Main" / "trainval.txt", "nobody looks at it where there is a train.txt\n")
     assert ids("train") == ["JPEGImages/a.jpg"]  # train.txt counts
     (both.parent / "train.txt").unlink()
+    text(both, "b\n")
+    with pytest.raises(InputError, match=r"lists no picture that val\.txt does not list as well"):
+        ids("train")
+    text(both, "a\nb\n")
     assert (ids("train"), ids("val")) == (["JPEGImages/a.jpg"], ["JPEGImages/b.jpg"])
     (both.parent / "val.txt").rename(both.parent / "test.txt")
     assert (ids("train"), ids("test")) == (["JPEGImages/a.jpg", "JPEGImages/b.jpg"], ["JPEGImages/b.jpg"])

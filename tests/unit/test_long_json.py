@@ -100,8 +100,11 @@ def test_what_is_no_json_is_refused_at_the_same_place(tmp_path, text):
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
-    with pytest.raises(InputError, match="'long' stands there twice, and only one of the two could count"):
-        read(tmp_path / "twice.json", '{"long": [1], "other": 2, "long": [3]}')
+    path = tmp_path / "twice.json"
+    path.write_text('{"info": {}, "list": [1], "info": {}, "other": 2, "list": [3]}')
+    with pytest.raises(InputError, match="the list 'list' stands there twice, and only one could count"):
+        long_json.read_json(path, {}, float, once=("list",))
+    assert long_json.read_json(path, {}, float)["list"] == [3]
 
 
 @pytest.mark.parametrize("text", ["3", "null", '"long"', "[1, 2]", "{}", '{"long": 3}', '{"long": {"long": [1]}}'])

@@ -239,10 +239,11 @@ def test_objects_of_an_earlier_call_make_way_for_those_of_the_same_picture(folde
         return sorted(str(file.relative_to(folder / "out" / "crops")) for file in (folder / "out").rglob("*.png"))
 
     cut("in")
-    (folder / "out" / "crops" / "cat" / "sorted-by-hand.png").write_bytes(b"")
+    for name in ("sorted-by-hand.png", "a-best.png"):
+        (folder / "out" / "crops" / "cat" / name).write_bytes(b"")
     left = cut("in/a.png", least=torch.full((2,), 0.6, dtype=torch.float64))
     assert "___dog/a-000.png" in left and "cat/a-001.png" not in left
-    assert {"cat/b-001.png", "cat/deep/a-001.png", "cat/sorted-by-hand.png"} <= set(left)
+    assert {"cat/b-001.png", "cat/deep/a-001.png", "cat/sorted-by-hand.png", "cat/a-best.png"} <= set(left)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """lucidetr data: jobs on data sets."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -104,6 +105,7 @@ def sample(arguments: list[str]) -> None:
     path = sheet_path(options.sheet)
     refuse_inside(options.source, "", options.sheet)
     dataset = open_dataset(options.source, options.split, options.bad_boxes)
+    refuse_inside(options.source, "", options.sheet, pictures_of(dataset))
     for note in mended(dataset):
         print(note)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,9 @@ def augment(arguments: list[str]) -> None:
     path = sheet_path(config.out)
     for source in (config.data, config.train_images):
         refuse_inside(source, "--out ", config.out)
-    dataset, _, notes = open_training_data(config)
+    dataset, val_set, notes = open_training_data(config)
+    for each in (dataset, val_set):
+        refuse_inside(config.train_json or config.data, "--out ", config.out, pictures_of(each))
     for note in notes:
         print(note)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,14 +144,21 @@ def sheet_path(text: str) -> Path:
     return path
 
 
-def refuse_inside(data: str, option: str, given: str) -> None:
-    """Refuse a file that would be written into a data set; beside a single COCO file, what would replace another."""
+def refuse_inside(data: str, option: str, given: str, pictures: Iterable[Path] = ()) -> None:
+    """Refuse to write a file into a data set's folder, or in the place of its description or of one of its pictures."""
     source, target = Path(data).resolve(), Path(given).resolve()
-    folder = source if source.is_dir() else source.parent
-    if source.suffix == ".json" and not target.exists():
+    if not (data and given and source.exists()):
         return
-    if data and given and source.exists() and target.is_relative_to(folder):
-        raise InputError(f"{option}{given} lies in the data set {folder}, which stays as it is; write elsewhere")
+    own = target.is_relative_to(source) if source.is_dir() else target == source
+    if own or any(path.name == target.name and path.resolve() == target for path in pictures):
+        where = source if source.is_dir() else source.parent
+        raise InputError(f"{option}{given} lies in the data set {where}, which stays as it is; write elsewhere")
+
+
+def pictures_of(dataset: "Dataset") -> Iterator[Path]:
+    """Yield the files of a data set's pictures."""
+    if dataset.stored:
+        yield from (dataset.annotations.folder / str(name) for name in dataset.annotations.file_names)
 
 
 def opened(options: Convert | Split) -> dict[str, "Dataset"]:

@@ -48,6 +48,9 @@ def run(arguments: list[str]) -> None:
     from lucidetr.data.doctor import diagnose, summary_table
 
     report = diagnose(Path(options.data), options.num_queries)
+    for name in ("json", "sheet", "html"):
+        pictures = (picture.path for raw in report.raws for picture in raw.pictures)
+        refuse_inside(options.data, f"--{name} ", getattr(options, name), pictures)
     print(summary_table(report))
     shown: Counter[str] = Counter()
     for finding in sorted(report.findings, key=lambda each: each.severity != "error"):

@@ -76,7 +76,8 @@ def some_pictures(folder: Path, number: int):
     if (folder / "config.json").is_file():
         try:
             _, dataset, _ = open_training_data(from_dict(TrainConfig, read_json(folder / "config.json")))
-            return dataset.name, spread(dataset, number)
+            if len(dataset):
+                return dataset.name, spread(dataset, number)
         except InputError as error:
             print(f"the run's data cannot be read, generated scenes are compared instead ({error})")
     dataset = open_dataset("generated:digits", "val")

@@ -17,6 +17,8 @@ from lucidetr.data.long_json import read_json
 from lucidetr.data.splits import SPLIT_WORDS, split_of
 from lucidetr.errors import InputError
 
+LISTS = ("images", "annotations", "categories")  # that a file must have
+
 
 def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "refuse") -> Annotations:
     """Read one COCO file whose pictures lie in the folder `images`, or where data sets keep theirs when it is None.
@@ -119,14 +121,15 @@ def _load_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        content = read_json(path, {"annotations": lambda first, block: _rows(path, first, block)}, _refuse_constant)
+        rows = {"annotations": lambda first, block: _rows(path, first, block)}
+        content = read_json(path, rows, _refuse_constant, once=LISTS)
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
     except (ValueError, RecursionError) as error:  # no UTF-8, numbers of thousands of digits, brackets without end
         raise InputError(f"{path}: not a readable JSON text ({type(error).__name__})") from None
-    for key in ("images", "annotations", "categories"):
+    for key in LISTS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(
                 f"{path}: not a COCO file: it has no list {key!r}; "

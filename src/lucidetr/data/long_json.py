@@ -3,7 +3,7 @@
 import gc
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,17 +22,19 @@ OUTLINE = re.compile(r'"segmentation"\s*:\s*\[\s*(?:\[[^][{}"]*\][\s,]*)*\]')
 Reduce = Callable[[int, list[Any]], Any]
 
 
-def read_json(path: Path, long: Mapping[str, Reduce], constant: Callable[[str], Any]) -> Any:
+def read_json(
+    path: Path, long: Mapping[str, Reduce], constant: Callable[[str], Any], once: Collection[str] = ()
+) -> Any:
     """Return the content of a file, each list that `long` names at the top as what is made of its blocks.
 
     A block comes with the number of its first item; an empty list is one empty block. Outlines of objects are left
     out. `constant` is called for NaN and the infinities. What is no JSON is a JSONDecodeError with the place in the
-    whole file, a key that stands twice at the top an InputError.
+    whole file, a list of `once` that stands twice at the top an InputError.
     """
     decoder = json.JSONDecoder(parse_constant=constant)
     with open(path, encoding="utf-8-sig") as file, no_search_for_cycles():
         try:
-            return Window(file, decoder).content(long)
+            return Window(file, decoder).content(long, once)
         except json.JSONDecodeError:
             file.seek(0)
             decoder.decode(file.read())  # which names the place
@@ -99,8 +101,8 @@ class Window:
                 self.at = end
                 return value
 
-    def content(self, long: Mapping[str, Reduce]) -> Any:
-        """Return the whole text's value."""
+    def content(self, long: Mapping[str, Reduce], once: Collection[str]) -> Any:
+        """Return the whole text's value; of what may stand in it but once a second one is an InputError."""
         if not self.passes("{"):
             content = self.value()
         else:
@@ -108,8 +110,8 @@ class Window:
             while not empty:
                 key = self.value() if self.symbol() == '"' else self.must_pass('"')
                 self.must_pass(":")
-                if key in content:
-                    raise InputError(f"{key!r} stands there twice, and only one of the two could count; join them")
+                if key in content and key in once:
+                    raise InputError(f"the list {key!r} stands there twice, and only one could count; join them")
                 content[key] = self.blocks(long[key]) if key in long and self.symbol() == "[" else self.value()
                 if not self.passes(","):
                     self.must_pass("}")

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lucidetr.data import voc, yolo
-from lucidetr.data.coco import find_coco, image_folder_of, is_number
+from lucidetr.data.coco import LISTS, find_coco, image_folder_of, is_number
 from lucidetr.data.faults import inside, listing, repeats
 from lucidetr.data.splits import find_yaml
 from lucidetr.errors import InputError, unreadable
 
-LISTS = ("images", "annotations", "categories")  # of a COCO file
 Severity = Literal["error", "warning"]
 
 
@@ -125,18 +124,15 @@ def _json(raw: Raw, path: Path) -> dict[str, Any] | None:
         raw.error("json-constant", f"{path}: holds {word}, which JSON does not know; replace it by a number")
         return math.nan
 
+    inner: list[tuple[str, str]] = []  # keys that stand twice in an object, and what else stands there
+    outer: list[tuple[str, str]] = []  # those of the object that was read last, in the end the whole file
+
     def entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-            text = (
-                f"{path}: {twice!r} stands twice in an object, and only the last of both counts; join or correct them"
-            )
-            if twice in LISTS:
-                raw.error("json-list-twice", text)
-            else:
-                told = [f"{key} {value!r}" for key, value in pairs if not isinstance(value, list | dict)]
-                raw.warn("json-key-twice", f"{text} ({listing(told)})")
+        inner.extend(outer)
+        outer.clear()
+        if len(found := dict(pairs)) < len(pairs):
+            told = listing([f"{key} {value!r}" for key, value in pairs if not isinstance(value, list | dict)])
+            outer.extend((key, told) for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         return found
 
     try:
@@ -153,6 +149,12 @@ def _json(raw: Raw, path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raw.error("coco-lists", f"{path}: holds no lists images, annotations, categories; is it a COCO file?")
         return None
+    for key, told in [*inner, *outer]:
+        text = f"{path}: {key!r} stands twice in an object, and only the last of both counts; join or correct them"
+        if (key, told) in outer and key in LISTS:
+            raw.error("json-list-twice", text)
+        else:
+            raw.warn("json-key-twice", f"{text} ({told})" if told else text)
     missing = [key for key in LISTS if not isinstance(content.get(key), list)]
     if missing:
         raw.error("coco-lists", f"{path}: has no list {', '.join(missing)}; is it a COCO file?")

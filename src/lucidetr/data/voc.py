@@ -22,36 +22,43 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
 
     Known layouts: Annotations/*.xml with lists in ImageSets/Main/SPLIT.txt; SPLIT/*.xml beside the pictures, as
     Roboflow exports them; and files without lists, which are all training pictures. Where there is no train.txt,
-    trainval.txt lists the training pictures, those of val.txt left out.
+    trainval.txt lists the training pictures, those of val.txt left out. An empty list of val or test is none.
     """
     files = sorted(folder.glob("Annotations/*.xml")) or sorted(folder.glob("*.xml"))
     if not files:
         return _split_folders(folder)
     known = {path.stem: path for path in files}
     found: dict[str, list[Path]] = {}
-    for words in sorted(folder.glob("ImageSets/Main/*.txt")):
-        if words.stem not in ("train", "val", "test", "trainval"):
-            continue  # VOC's lists of one category
-        refuse_outside(words, "the file itself", [words], [words.parent])
-        try:
-            lines = [line.strip() for line in words.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        except UnicodeDecodeError:
-            raise InputError(f"{words}: not a text file") from None
-        except OSError as error:
-            raise InputError(unreadable(words, error)) from None
-        if not lines:
-            raise InputError(f"{words}: no name in it; list pictures there, or take the file away")
-        # a name may have spaces, and a list of one category has a number behind each name
-        names = [line if line in known else line.split()[0] for line in lines]
-        if missing := [name for name in names if name not in known]:
-            raise InputError(
-                f"{words}: {len(missing)} of {len(names)} names have no file in {files[0].parent}: {listing(missing)}"
-            )
-        found[words.stem] = [known[name] for name in names]
-    both = found.pop("trainval", [])
-    if both and "train" not in found:
-        found["train"] = [path for path in both if path not in set(found.get("val", []))]
+    lists = {words.stem: words for words in sorted(folder.glob("ImageSets/Main/*.txt"))}  # some of one category
+    both = "train" not in lists and "trainval" in lists
+    for split in ("train", "val", "test", *(["trainval"] if both else [])):
+        if split in lists and (paths := _listed(lists[split], known)):
+            found[split] = paths
+    if both:
+        held_out = set(found.get("val", []))
+        found["train"] = [path for path in found.pop("trainval", []) if path not in held_out]
+    if "train" in found and not found["train"]:
+        raise InputError(f"{lists['trainval']}: lists no picture that val.txt does not list as well")
     return found or {"train": files}
+
+
+def _listed(words: Path, known: dict[str, Path]) -> list[Path]:
+    """Return the XML files that a list names; an empty list of training pictures is an InputError."""
+    refuse_outside(words, "the file itself", [words], [words.parent])
+    try:
+        lines = [line.strip() for line in words.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise InputError(f"{words}: not a text file") from None
+    except OSError as error:
+        raise InputError(unreadable(words, error)) from None
+    if not lines and words.stem in ("train", "trainval"):
+        raise InputError(f"{words}: no name in it; list the training pictures, or take the file away")
+    # a name may have spaces, and a list of one category has a number behind each name
+    names = [line if line in known else line.split()[0] for line in lines]
+    if missing := [name for name in names if name not in known]:
+        folder = next(iter(known.values())).parent
+        raise InputError(f"{words}: {len(missing)} of {len(names)} names have no file in {folder}: {listing(missing)}")
+    return [known[name] for name in names]
 
 
 def _split_folders(folder: Path) -> dict[str, list[Path]]:

@@ -191,7 +191,9 @@ class Crops(Writer):
         self.folders = [out / self.name / name for name in safe_names(categories.names)]
         self.earlier: dict[Path, list[Path]] = {}  # what an earlier call cut out, by name without its number
         for file in (out / self.name).rglob("*-*.png"):
-            self.earlier.setdefault(file.with_name(file.stem.rpartition("-")[0]), []).append(file)
+            stem, _, number = file.stem.rpartition("-")
+            if len(number) >= 3 and number.isdecimal():
+                self.earlier.setdefault(file.with_name(stem), []).append(file)
 
     def add(self, frame: Frame, found: Detections) -> None:
         """Cut out what was found, in the place of what was found there before.

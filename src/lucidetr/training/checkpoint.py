@@ -263,6 +263,11 @@ def training_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return [(int(match[1]), file) for match, file in found if match]
 
 
+def newest_step(folder: Path) -> int:
+    """Return the step of a run's newest training checkpoint, readable or not; 0 where there is none."""
+    return max((step for step, _ in training_checkpoints(folder / "checkpoints")), default=0)
+
+
 def _how_far(checkpoint: tuple[int, Path]) -> tuple[int, bool]:
     """Return what orders checkpoints: the step, and whether it was evaluated."""
     step, file = checkpoint

@@ -12,7 +12,7 @@ from lucidetr.conversion.names import Converted
 from lucidetr.conversion.start import start_from
 from lucidetr.data.dataset import open_training_data
 from lucidetr.models.detr import DETR
-from lucidetr.training.checkpoint import load_newest_training
+from lucidetr.training.checkpoint import load_newest_training, newest_step
 from lucidetr.training.clock import Clock, check_length, count_steps, stopwatch
 from lucidetr.training.distributed import (
     ALONE,
@@ -60,15 +60,22 @@ class Prepared:
             if ranks.first:
                 stack.enter_context(Lock(self.folder))
                 self.resumes = prepare_folder(self.folder, config)  # again: its last run may just have saved
+            self.agree_on_the_step(
+                newest_step(self.folder) if self.resumes else 0
+            )  # before they exchange anything else
             start, notes = self.open_data()
             self.choose_device()
             self.build_model(start, notes)
             self.build_around_model()
             if self.resumes:
                 self.resume()
-            check_same_step(self.ranks.gather([self.clock.step]), self.folder)
+            self.agree_on_the_step(self.clock.step)  # again: one of them may have passed over a damaged checkpoint
             self.open_log()
             self.held = stack.pop_all()
+
+    def agree_on_the_step(self, step: int) -> None:
+        """Refuse to go on from another step than the other ranks."""
+        check_same_step(self.ranks.gather([step]), self.folder)
 
     def open_data(self) -> tuple[Converted | None, list[str]]:
         """Open both splits, settle the config; return the weights to start from, and what is worth knowing."""

@@ -97,11 +97,16 @@ def describe_data(train: Dataset, val: Dataset) -> dict[str, Any]:
     """Return what a resumed run must find again: the categories in their order, the images, and what is on them.
 
     The contents stand for ids, names and sizes of the images and for their objects, in their order; not for pixels.
+    Generated scenes are those that --data names: another kind of processor may round one of their boxes otherwise.
     """
     categories = train.annotations.categories
     listed = [[int(key), name] for key, name in zip(categories.ids, categories.names, strict=True)]
     numbers = {"training_images": len(train), "validation_images": len(val)}
-    return {"categories": listed, **numbers, "contents": digest(train.annotations, val.annotations)}
+    return {
+        "categories": listed,
+        **numbers,
+        "contents": digest(*(each.annotations for each in (train, val) if each.stored)),
+    }
 
 
 def digest(*splits: Annotations) -> str:
