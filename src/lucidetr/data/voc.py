@@ -30,15 +30,14 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
     known = {path.stem: path for path in files}
     found: dict[str, list[Path]] = {}
     lists = {words.stem: words for words in sorted(folder.glob("ImageSets/Main/*.txt"))}  # some of one category
-    both = "train" not in lists and "trainval" in lists
-    for split in ("train", "val", "test", *(["trainval"] if both else [])):
+    for split in ("train", "val", "test"):
         if split in lists and (paths := _listed(lists[split], known)):
             found[split] = paths
-    if both:
+    if "train" not in lists and "trainval" in lists:
         held_out = set(found.get("val", []))
-        found["train"] = [path for path in found.pop("trainval", []) if path not in held_out]
-    if "train" in found and not found["train"]:
-        raise InputError(f"{lists['trainval']}: lists no picture that val.txt does not list as well")
+        found["train"] = [path for path in _listed(lists["trainval"], known) if path not in held_out]
+        if not found["train"]:
+            raise InputError(f"{lists['trainval']}: lists no picture that val.txt does not list as well")
     return found or {"train": files}
 
 

@@ -168,9 +168,7 @@ def open_torch(path: Path, precision: str) -> tuple[Compute, dict[str, str]]:
 def unreadable(path: Path, error: Exception) -> InputError:
     """Return what to say of a file that an engine cannot read."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    reason = (
-        lines[-1] if lines[0].startswith("Exception from") else lines[0]
-    )  # OpenVINO's first says where, its last why
+    reason = lines[-1 if lines[0].startswith("Exception from") else 0]  # OpenVINO's first says where, its last why
     return InputError(f"{path}: not a model that can be read ({reason}); export it again")
 
 

@@ -60,9 +60,7 @@ class Prepared:
             if ranks.first:
                 stack.enter_context(Lock(self.folder))
                 self.resumes = prepare_folder(self.folder, config)  # again: its last run may just have saved
-            self.agree_on_the_step(
-                newest_step(self.folder) if self.resumes else 0
-            )  # before they exchange anything else
+            self.agree_on_the_step(newest_step(self.folder))  # before they exchange anything else
             start, notes = self.open_data()
             self.choose_device()
             self.build_model(start, notes)

@@ -91,9 +91,7 @@ class Service:
     async def ask(self, request: Request, job: Job) -> Answer:
         """Return the answer to a job of a request whose body is read; given up when its client leaves."""
         asked = asyncio.create_task(self.keeper.ask(job))
-        left = asyncio.ensure_future(
-            request.receive()
-        )  # behind a body comes the end of the connection, and nothing else
+        left = asyncio.ensure_future(request.receive())  # behind a body comes nothing but the end of the connection
         try:
             await asyncio.wait({asked, left}, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
