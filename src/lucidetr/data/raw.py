@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from lucidetr.data import voc, yolo
 from lucidetr.data.coco import LISTS, find_coco, image_folder_of, is_number
 from lucidetr.data.faults import inside, listing, repeats
-from lucidetr.data.splits import find_yaml
+from lucidetr.data.splits import find_names, find_yaml, nothing_found
 from lucidetr.errors import InputError, unreadable
 
 Severity = Literal["error", "warning"]
@@ -83,7 +83,11 @@ def read_raw(source: Path) -> tuple[str, list[Raw]]:
         raise InputError(f"{source}: no such folder; give the folder that holds your images and their boxes")
     if coco := find_coco(source):
         return "COCO", [raw_coco(split, path) for split, path in coco.items()]
-    return "VOC", raw_voc(source)
+    if read := raw_voc(source):
+        return "VOC", read
+    if names := find_names(source):
+        return "YOLO", raw_yolo(names)
+    raise nothing_found(source)
 
 
 def raw_coco(split: str, path: Path) -> Raw:
@@ -254,7 +258,7 @@ def _annotation(raw: Raw, place: str, entry: dict[str, Any], rows: dict[int, int
 
 
 def raw_yolo(file: Path) -> list[Raw]:
-    """Read every split of a data.yaml."""
+    """Read every split of a data.yaml, or of a folder with a list of names."""
     whole, faults = Raw("all"), {}
     try:
         names, keypoints = yolo.read_names(file), yolo.read_keypoints(file)
@@ -339,7 +343,7 @@ def _yolo_line(
 
 
 def raw_voc(folder: Path) -> list[Raw]:
-    """Read every split of a VOC folder."""
+    """Read every split of a VOC folder; one without XML files has none."""
     whole = Raw("all")
     try:
         splits = voc.find_voc(folder)
@@ -347,11 +351,7 @@ def raw_voc(folder: Path) -> list[Raw]:
         whole.error("voc-list", str(error))
         splits = {"train": sorted(folder.glob("Annotations/*.xml"))}
     if not any(splits.values()):
-        if whole.findings:
-            return [whole]
-        raise InputError(
-            f"{folder}: no data set that can be read: no COCO json, no data.yaml (YOLO), no XML files (Pascal VOC)"
-        )
+        return [whole] if whole.findings else []
     read = [_voc_split(Raw(split), folder, files) for split, files in splits.items()]
     every = sorted({box.name for raw in read for box in raw.boxes})
     for raw in read:

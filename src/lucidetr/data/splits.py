@@ -10,6 +10,7 @@ from lucidetr.data.faults import BadBoxes
 from lucidetr.errors import InputError
 
 YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+NAME_LISTS = ("classes.txt", "obj.names")  # of LabelImg and Label Studio, and of Darknet
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
 
 
@@ -30,6 +31,12 @@ def find_yaml(source: Path) -> Path | None:
     return next((source / name for name in YAMLS if (source / name).is_file()), None)
 
 
+def find_names(source: Path) -> Path | None:
+    """Return the list of names of a YOLO folder without a yaml, as labelling tools export it; None: there is none."""
+    places = [folder / name for folder in (source, source / "labels") for name in NAME_LISTS]
+    return next((place for place in places if place.is_file()), None)
+
+
 @dataclass(frozen=True)
 class Found:
     """Hold the format of a data set and, for each of its splits, what reads it."""
@@ -41,14 +48,18 @@ class Found:
 def find_splits(source: Path) -> Found:
     """Find the splits of a folder, a data.yaml or a single COCO file, which counts as train.
 
+    What describes most comes first: a data.yaml, COCO's JSON, VOC's XML, and last a bare list of class names.
     What holds no data set of a known format is an InputError.
     """
     from lucidetr.data.coco import find_coco, read_coco
     from lucidetr.data.voc import find_voc, read_voc
     from lucidetr.data.yolo import find_yolo, read_yolo
 
+    def yolo(file: Path) -> Found:
+        return Found("YOLO", {split: _reader(read_yolo, file, files) for split, files in find_yolo(file).items()})
+
     if yaml := find_yaml(source):
-        return Found("YOLO", {split: _reader(read_yolo, yaml, files) for split, files in find_yolo(yaml).items()})
+        return yolo(yaml)
     if source.suffix == ".json":
         return Found("COCO", {"train": _reader(read_coco, source, None)})
     if not source.is_dir():
@@ -60,9 +71,17 @@ def find_splits(source: Path) -> Found:
     if voc:
         every = sorted({path for files in voc.values() for path in files})
         return Found("VOC", {split: _reader(read_voc, source, files, every) for split, files in voc.items()})
-    raise InputError(
+    if names := find_names(source):
+        return yolo(names)
+    raise nothing_found(source)
+
+
+def nothing_found(source: Path) -> InputError:
+    """Return the error for a folder that holds no data set of a known format."""
+    return InputError(
         f"{source}: no data set that can be read: no COCO json in {source}/annotations, {source} or its sub-folders, "
-        "no data.yaml (YOLO), no XML files (Pascal VOC); give COCO files with --train-json and --train-images"
+        f"no data.yaml or {NAME_LISTS[0]} (YOLO), no XML files (Pascal VOC); give COCO files with --train-json and "
+        "--train-images"
     )
 
 

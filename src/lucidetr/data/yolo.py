@@ -11,8 +11,17 @@ from PIL import Image
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.data.decoding import DAMAGED, SUFFIXES, refuse_by_header
-from lucidetr.data.faults import BadBoxes, check_boxes, is_file, is_within, listing, refuse_outside, refuse_twice
-from lucidetr.data.splits import SPLIT_WORDS
+from lucidetr.data.faults import (
+    BadBoxes,
+    check_boxes,
+    is_file,
+    is_within,
+    listing,
+    refuse_outside,
+    refuse_twice,
+    repeats,
+)
+from lucidetr.data.splits import NAME_LISTS, SPLIT_WORDS, split_of
 from lucidetr.errors import InputError, unreadable
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
@@ -126,9 +135,14 @@ def label_file(picture: Path) -> Path:
 
 
 def _load(file: Path) -> dict[Any, Any]:
-    """Return the content of a data.yaml."""
+    """Return the content of a data.yaml, or what one would say of a folder that has a list of names instead."""
     import yaml
 
+    if file.name in NAME_LISTS:
+        folder = file.absolute().parent
+        if folder.name == "labels" and (folder.parent / "images").is_dir():
+            folder = folder.parent
+        return {"path": str(folder), "names": _listed_names(file), **_split_folders(folder)}
     try:
         text = file.read_text(encoding="utf-8-sig")
         _refuse_bombs(file, text)
@@ -142,6 +156,29 @@ def _load(file: Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected lines such as 'train: images/train' and 'names: [cat, dog]'")
     return content
+
+
+def _listed_names(file: Path) -> list[str]:
+    """Return the class names of a list, one on each line; their numbers count from 0."""
+    names = [line.strip() for line in "\n".join(read_lines(file)).rstrip().splitlines()]
+    if not names:
+        raise InputError(f"{file}: no class name in it; write one on each line")
+    if blank := [number for number, name in enumerate(names, start=1) if not name]:
+        raise InputError(f"{file}, line {blank[0]}: empty, with names behind it; classes are numbered by their lines")
+    return names
+
+
+def _split_folders(folder: Path) -> dict[str, str | list[str]]:
+    """Return the folders of each split, or the whole folder as training pictures where none is named after a split.
+
+    Known layouts: train/images, images/train, Darknet's obj_train_data, and pictures without splits.
+    """
+    inside = [each for place in (folder, folder / "images") if place.is_dir() for each in sorted(place.iterdir())]
+    found: dict[str, list[str]] = {}
+    for each in inside:
+        if each.is_dir() and (split := split_of(each.name)):
+            found.setdefault(split, []).append(each.relative_to(folder).as_posix())
+    return {**found} or {"train": "."}
 
 
 def _refuse_bombs(file: Path, text: str) -> None:
@@ -176,6 +213,11 @@ def read_names(file: Path) -> dict[int, str]:
         )
     if wrong := [number for number, name in names.items() if not isinstance(name, str | int | float)]:
         raise InputError(f"{file}: class {wrong[0]} has no name; give each number one text")
+    if again := repeats([str(name) for name in names.values()]):
+        first, second = (list(names)[place] for place in again[0])
+        raise InputError(
+            f"{file}: classes {first} and {second} are both called {names[second]}; give each its own name"
+        )
     stated = content.get("nc", len(names))
     if stated != len(names):
         raise InputError(f"{file}: nc is {stated} but there are {len(names)} names; correct one of them")
