@@ -116,7 +116,7 @@ class ModelConfig:
     def __post_init__(self):
         at_least_one = ("num_classes", "d_model", "num_heads", "head_dim")
         at_least_one += ("decoder_layers", "num_queries", "query_groups")
-        ranges: dict[str, tuple[float, float]] = dict.fromkeys((*at_least_one, "position_table"), (1, HUGE))
+        ranges = dict.fromkeys((*at_least_one, "position_table"), (1, HUGE))
         ranges |= dict.fromkeys(("encoder_layers", "feed_forward"), (0, HUGE))
         check_ranges(self, "model.", ranges | {"dropout": (0, 0.99), "denoising": (0, 1)})
         if self.d_model % 4:
@@ -173,9 +173,8 @@ class LossConfig:
     """Factor on the whole loss of taught tokens; with 1 they count like a decoder layer."""
 
     def __post_init__(self):
-        weights = [f.name for f in dataclasses.fields(self) if f.type is float]
-        ranges: dict[str, tuple[float, float]] = dict.fromkeys(weights, (0, HUGE))
-        check_ranges(self, "loss.", ranges | {"tokens_per_object": (1, HUGE)})
+        weights = [f.name for f in dataclasses.fields(self) if isinstance(f.default, float)]
+        check_ranges(self, "loss.", dict.fromkeys(weights, (0, HUGE)) | {"tokens_per_object": (1, HUGE)})
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ class ImageConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
-        sides: dict[str, tuple[float, float]] = {"size": (8, 20_000), "max_size": (8, 40_000)}
+        sides = {"size": (8, 20_000), "max_size": (8, 40_000)}
         check_ranges(self, "images.", sides | {"mean": (-1, 2), "std": (1e-3, 10)})
 
 
@@ -234,8 +233,8 @@ class AugmentationConfig:
     def __post_init__(self):
         parts = ("flip", "crop", "shift", "colour", "flip_vertical", "turn")
         parts += ("mosaic", "mosaic_from", "mosaic_until", "until", "full_size_at")
-        shares: dict[str, tuple[float, float]] = dict.fromkeys(parts, (0, 1))
-        sides: dict[str, tuple[float, float]] = dict.fromkeys(("scales", "crop_scales", "crop_sides"), (8, 20_000))
+        shares = dict.fromkeys(parts, (0, 1))
+        sides = dict.fromkeys(("scales", "crop_scales", "crop_sides"), (8, 20_000))
         check_ranges(self, "augmentation.", shares | sides | {"zoom": (0, 0.9), "start_size": (0.1, 1)})
         smallest, largest = self.crop_sides
         if smallest > largest:
@@ -279,10 +278,9 @@ class OptimiserConfig:
     """Averaging horizon of the weights' moving average, as a share of the run; 0: none."""
 
     def __post_init__(self):
-        rates = ("lr", "backbone_lr", "weight_decay", "clip")
-        unbounded: dict[str, tuple[float, float]] = dict.fromkeys(rates, (0, HUGE))
-        shares: dict[str, tuple[float, float]] = dict.fromkeys(("drop_at", "final", "ema"), (0, 1))
-        open_shares: dict[str, tuple[float, float]] = dict.fromkeys(("warmup", "flat"), (0, 0.99))
+        unbounded = dict.fromkeys(("lr", "backbone_lr", "weight_decay", "clip"), (0, HUGE))
+        shares = dict.fromkeys(("drop_at", "final", "ema"), (0, 1))
+        open_shares = dict.fromkeys(("warmup", "flat"), (0, 0.99))
         check_ranges(self, "optimiser.", unbounded | shares | open_shares)
 
 
@@ -369,15 +367,10 @@ class TrainConfig:
     """Go on from the newest checkpoint in --out (or start when there is none)."""
 
     def __post_init__(self):
-        counts: dict[str, tuple[float, float]] = dict.fromkeys(("batch", "evaluations"), (1, HUGE))
-        rest: dict[str, tuple[float, float]] = dict.fromkeys(
-            ("overfit", "seed", "workers", "statistics", "micro_batch"), (0, 2**31 - 1)
-        )
-        check_ranges(
-            self,
-            "--",
-            counts | rest | {"cache_gb": (0, HUGE), "save_minutes": (0, HUGE), "timeout_minutes": (0.01, HUGE)},
-        )
+        counts = dict.fromkeys(("batch", "evaluations"), (1, HUGE))
+        rest = dict.fromkeys(("overfit", "seed", "workers", "statistics", "micro_batch"), (0, 2**31 - 1))
+        rest |= {"cache_gb": (0, HUGE), "save_minutes": (0, HUGE), "timeout_minutes": (0.01, HUGE)}
+        check_ranges(self, "--", counts | rest)
         softmax = self.model.classification == "softmax"
         if softmax != (self.loss.classification == "cross_entropy"):
             fit = "cross_entropy" if softmax else "focal, varifocal, ia_bce or mal"
@@ -398,3 +391,7 @@ class ModelCard:
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     schema: int = CARD_SCHEMA
+
+    def __post_init__(self):
+        if (named := len(self.categories)) not in (0, self.model.num_classes):  # a backbone alone has none
+            raise InputError(f"the card names {named} categories for a model of {self.model.num_classes} classes")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from lucidetr.errors import InputError, did_you_mean
@@ -10,12 +11,14 @@ from lucidetr.errors import InputError, did_you_mean
 HUGE = 1_000_000
 
 
-def check_ranges(config: Any, place: str, ranges: dict[str, tuple[float, float]]) -> None:
+def check_ranges(config: Any, place: str, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Refuse a field outside its range (both ends belong to it), be it one number or several; nan is always outside."""
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
-        if any(not low <= each <= high for each in (value if isinstance(value, tuple) else (value,))):
-            upper = "" if high >= HUGE else f" and at most {high:g}"
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(not low <= each <= high for each in numbers):
+            told = high < HUGE or any(each > high for each in numbers)
+            upper = f" and at most {high:,.15g}" if told else ""
             said = name.replace("_", "-") if place.startswith("--") else name  # as options are written
             raise InputError(f"{place}{said} = {value}: choose at least {low:g}{upper}")
 
@@ -80,7 +83,7 @@ def _parse(hint: Any, value: Any, place: str) -> Any:
 
 
 def with_fields(config: T, changes: dict[str, Any]) -> T:
-    """Return the config with some fields changed, nested ones named with dots.
+    """Return the config with some fields changed, nested ones named with dots; an unknown field is an InputError.
 
     >>> from lucidetr.config import TrainConfig
     >>> with_fields(TrainConfig(), {"model.backbone.width": 32, "seed": 7}).model.backbone.width
@@ -91,6 +94,8 @@ def with_fields(config: T, changes: dict[str, Any]) -> T:
         *path, last = name.split(".")
         place = values
         for step in path:
+            if not isinstance(place.get(step), dict):
+                raise InputError(f"unknown field {name}: {did_you_mean(step, place)}")
             place = place[step]
         place[last] = value
     return from_dict(type(config), values)

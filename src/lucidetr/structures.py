@@ -87,6 +87,16 @@ class Predictions:
         logits, boxes_cxcywh, *rest = tensors
         return cls(logits=logits, boxes_cxcywh=boxes_cxcywh, tokens=cls.of(rest) if rest else None)
 
+    @classmethod
+    def stacked(cls, parts: "Sequence[Predictions]") -> "Predictions":
+        """Return the layers of all parts, one after the other; of what tokens say, too."""
+        tokens = [part.tokens for part in parts if part.tokens]
+        return cls(
+            logits=torch.cat([part.logits for part in parts]),
+            boxes_cxcywh=torch.cat([part.boxes_cxcywh for part in parts]),
+            tokens=cls.stacked(tokens) if tokens else None,
+        )
+
     def tensors(self) -> tuple[Tensor, ...]:
         """Return logits and boxes, and those of the tokens: all that a compiled or recorded graph may hand out."""
         return (self.logits, self.boxes_cxcywh, *(self.tokens.tensors() if self.tokens else ()))
@@ -95,15 +105,6 @@ class Predictions:
         """Return the same values in float32, or in float64 where they are that already."""
         dtype = torch.promote_types(self.logits.dtype, torch.float32)
         return Predictions.of([each.to(dtype) for each in self.tensors()])
-
-    def after(self, earlier: "Predictions") -> "Predictions":
-        """Return both, the layers of `earlier` first; of what tokens say, too."""
-        tokens = self.tokens.after(earlier.tokens) if self.tokens and earlier.tokens else self.tokens or earlier.tokens
-        return Predictions(
-            logits=torch.cat([earlier.logits, self.logits]),
-            boxes_cxcywh=torch.cat([earlier.boxes_cxcywh, self.boxes_cxcywh]),
-            tokens=tokens,
-        )
 
     def groups_as_layers(self, groups: int) -> "Predictions":
         """Return groups of queries, one after the other on the query axis, as layers of their own.

@@ -15,7 +15,7 @@ from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training import memory
 from lucidetr.training.loop import train
-from lucidetr.training.memory import backward, fitting_micro_batch, kept_for_backward, largest_batch
+from lucidetr.training.memory import add_gradients, fitting_micro_batch, kept_for_backward, largest_batch
 from lucidetr.training.precision import autocast
 from lucidetr.training.recompute import recompute, standing
 
@@ -40,7 +40,7 @@ def test_computing_twice_changes_no_number_and_keeps_less(name):
     counts = batch.counts.tolist()
     for model in (usual, sparing):
         torch.manual_seed(7)  # of dropout
-        backward(config, model, batch, FP32, counts)
+        add_gradients(config, model, batch, FP32, counts)
     for (key, one), two in zip(usual.named_parameters(), sparing.parameters(), strict=True):
         if one.grad is None:
             assert two.grad is None, key

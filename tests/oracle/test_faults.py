@@ -100,8 +100,8 @@ FAULTS = {
         "side_by_side([start, self.hints(hints, queries)])",
     ),
     "models/detr.py proposals": (
-        "predictions.after(start.proposals) if",
-        "start.proposals.after(predictions) if",
+        "stacked([start.proposals, predictions]) if",
+        "stacked([predictions, start.proposals]) if",
     ),
     "models/queries.py pick": ("values.gather(1, chosen[", "values.gather(1, chosen.flip(1)["),
     "models/decoder.py": ("heads.of(index)(self.norm(content))", "heads.of(index)(content := self.norm(content))"),

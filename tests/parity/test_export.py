@@ -255,9 +255,9 @@ def test_what_a_file_cannot_do_is_said(exported, tmp_path, monkeypatch):
         lucidetr.load(tmp_path / "foreign.onnx")
     card = json.loads(next(each.value for each in onnx.load(files["onnx"]).metadata_props if each.key == "card"))
     for text, said in (
-        ("{", r"odd\.onnx: its card is damaged"),
-        ("[1]", r"odd\.onnx: its card is damaged \(a list\)"),
-        (json.dumps(card | {"qecipe": 1}), r"odd\.onnx: its card cannot be read \(unknown field"),
+        ("{", r"odd\.onnx: its card is not readable JSON"),
+        ("[1]", r"odd\.onnx: its card is no card of ours"),
+        (json.dumps(card | {"qecipe": 1}), r"odd\.onnx: its card cannot be used: unknown field"),
         (json.dumps(card | {"schema": 99}), r"odd\.onnx: written by a newer lucidetr"),
     ):
         odd = onnx.load(files["onnx"])

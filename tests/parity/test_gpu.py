@@ -20,7 +20,7 @@ from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training import loop
 from lucidetr.training.checkpoint import load_newest_training
-from lucidetr.training.memory import backward, fitting_micro_batch, largest_batch
+from lucidetr.training.memory import add_gradients, fitting_micro_batch, largest_batch
 from lucidetr.training.muon import Muon
 from lucidetr.training.optimiser import build_optimiser
 from lucidetr.training.precision import autocast, choose_precision
@@ -47,7 +47,7 @@ def losses_and_gradients(config, device, precision):
     model = DETR(config.model).double() if precision == "fp64" else DETR(config.model)
     model = model.to(device).to(memory_format=torch.channels_last).train()
     batch = largest_batch(config, open_dataset(DATA, "train").annotations, 2)
-    loss = backward(config, model, batch, autocast(precision, device), batch.counts.tolist())
+    loss = add_gradients(config, model, batch, autocast(precision, device), batch.counts.tolist())
     return float(loss), {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -167,7 +167,7 @@ def replayed(config, precision):
             torch.manual_seed(seed)
             batch = largest_batch(config, annotations, config.micro_batch)
             own.zero_grad()
-            loss = backward(config, computing, batch, autocast(precision, GPU), batch.counts.tolist())
+            loss = add_gradients(config, computing, batch, autocast(precision, GPU), batch.counts.tolist())
         gradients = {name: p.grad.clone() for name, p in own.named_parameters() if p.grad is not None}
         found.append((float(loss), gradients, dict(own.named_buffers())))
     return found
@@ -200,7 +200,7 @@ def test_a_recorded_step_in_bf16_rounds_what_a_step_rounds():
     found = []
     for computing in (recording, model):
         model.zero_grad()
-        loss = backward(config, computing, batch, autocast("bf16", GPU), batch.counts.tolist())
+        loss = add_gradients(config, computing, batch, autocast("bf16", GPU), batch.counts.tolist())
         found.append(
             (float(loss), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
         )

@@ -33,7 +33,7 @@ def tree(folder):
 def trained(tmp_path_factory):
     """Write a small COCO folder and train on it for two steps."""
     root = tmp_path_factory.mktemp("cli")
-    lucidetr("data", "write", TINY, root / "set")
+    lucidetr("data", "convert", TINY, root / "set")
     before = tree(root / "set")
     lucidetr("train", "detr-xs", "--data", root / "set", "--out", root / "run", "--steps", 2, *SMALL)
     return root, before
@@ -119,7 +119,7 @@ def test_version():
         (["eval", "empty", "--data", TINY], "has this run been trained?"),
         (["predict", "nowhere", "a.jpg"], "nowhere: no such file"),
         (["data", "wirte"], "did you mean write?"),
-        (["data", "write", "generated:digit", "x"], "unknown generated data"),
+        (["data", "convert", "generated:digit", "x"], "unknown generated data"),
         (["recipes", "--ladder", "--neighbours"], "--ladder and --neighbours are two tables"),
         (["doctor", "full", "--num-queries", "-5"], "--num-queries = -5: choose at least 0"),
         (["inspect", "full", "--out", "full/mine.txt"], "give the page a name that ends in .html"),

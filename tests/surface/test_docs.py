@@ -88,7 +88,7 @@ def axis_names():
     """Return every axis name in a shape of a public function, and where it stands."""
     names: dict[str, Path] = {}
     for path in SOURCES:
-        for shape in re.findall(r"(?:Float|Int|Bool|UInt8|Shaped)\[\w+, \"([^\"]*)\"\]", path.read_text()):
+        for shape in re.findall(r"(?:Float|Int|Bool|UInt8|Shaped)\[[\w.]+, \"([^\"]*)\"\]", path.read_text()):
             names |= {name.strip("*#{}"): path for name in shape.split()}
     return {name: path for name, path in names.items() if name and not name.isdigit()}
 

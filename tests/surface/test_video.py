@@ -199,7 +199,7 @@ def test_a_stop_leaves_a_video_that_plays_under_another_name(tmp_path):
 def trained(tmp_path_factory):
     """Write a small set of scenes and train on it for two steps."""
     root = tmp_path_factory.mktemp("video")
-    lucidetr("data", "write", "generated:digits?size=64&digit=14-24&objects=1-3&train=4&val=4", root / "set")
+    lucidetr("data", "convert", "generated:digits?size=64&digit=14-24&objects=1-3&train=4&val=4", root / "set")
     small = ["--images.size", 64, "--images.max-size", 64, "--model.d-model", 32, "--model.head-dim", 8]
     small += ["--model.backbone.width", 8, "--model.feed-forward", 64, "--evaluations", 1]
     lucidetr("train", "detr-xs", "--data", root / "set", "--out", root / "run", "--steps", 1, *small)

@@ -263,7 +263,7 @@ def material(annotations, detections) -> Material:
     dataset = Dataset("planted", annotations, lambda index: pixels)
     model = replace(TINY, num_classes=len(annotations.categories))
     card = ModelCard(model, ImageConfig(resize="square", size=64), annotations.categories, "lucid-xs")
-    made = Material(Path("."), TrainConfig(), DETR(model).eval(), card, dataset, (0,), [], [])
+    made = Material(Path("."), TrainConfig(), DETR(model).eval(), card, dataset.annotations, dataset, (0,), [], [])
     if detections is not None:
         made.__dict__["detections"] = detections
     return made

@@ -107,7 +107,7 @@ def test_a_small_model_makes_a_section_whose_last_layer_is_the_answer(queries):
     dataset = open_dataset("generated:digits?size=64&digit=14-24&objects=1-3&train=1&val=6", "val")
     config = replace(TINY, num_classes=10, queries=queries, query_groups=2)
     card = ModelCard(config, IMAGES, dataset.annotations.categories, "lucid-xs")
-    material = Material(Path("."), TrainConfig(), DETR(config).eval(), card, dataset, (0,), [], [])
+    material = Material(Path("."), TrainConfig(), DETR(config).eval(), card, dataset.annotations, dataset, (0,), [], [])
     made = section(material)
     first = ["proposals"] if config.selects else []
     _, rows = made.tables[0]
@@ -125,6 +125,7 @@ def test_a_split_without_objects_says_so():
     dataset = open_dataset("generated:digits?size=64&digit=14-24&objects=0&train=1&val=2", "val")
     config = replace(TINY, num_classes=10)
     card = ModelCard(config, IMAGES, dataset.annotations.categories, "lucid-xs")
-    made = section(Material(Path("."), TrainConfig(), DETR(config).eval(), card, dataset, (0,), [], []))
+    boxes = dataset.annotations
+    made = section(Material(Path("."), TrainConfig(), DETR(config).eval(), card, boxes, dataset, (0,), [], []))
     assert made.figures == ()
     assert "no objects" in made.says

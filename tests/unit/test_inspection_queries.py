@@ -50,7 +50,7 @@ def material(config, images=IMAGES):
     card = ModelCard(model=config, images=images, categories=CATEGORIES, recipe="planted")
     loss = LossConfig() if config.classification == "softmax" else FOCAL
     run = TrainConfig(model=config, images=images, loss=loss)
-    return Material(Path("planted"), run, model, card, DATA, (0, 2), [], [])
+    return Material(Path("planted"), run, model, card, DATA.annotations, DATA, (0, 2), [], [])
 
 
 def svg_of(figure):

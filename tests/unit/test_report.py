@@ -94,7 +94,7 @@ def material(tmp_path_factory):
     dataset = open_dataset(DIGITS, "val")
     about = ModelCard(config.model, config.images, dataset.annotations.categories, "lucid-xs", step=3)
     run = tmp_path_factory.mktemp("report") / "a-run"
-    return Material(run, config, DETR(config.model).eval(), about, dataset, (0,), [], [])
+    return Material(run, config, DETR(config.model).eval(), about, dataset.annotations, dataset, (0,), [], [])
 
 
 def test_ids_of_two_charts_do_not_meet():

@@ -103,18 +103,18 @@ def test_duplicates_say_class_and_place_with_a_score():
     batch = batch_of([2], truth, torch.tensor([[0, 1]]))
     one = assigned((0, 0, 0, 0), (0, 0, 3, 1))
     sigmoid = Predictions(logits=logits_of(*scores).logit(), boxes_cxcywh=boxes)
-    assert count_duplicates(sigmoid, batch, one, softmax=False).tolist() == [2]
+    assert count_duplicates(sigmoid, batch, one, num_classes=2).tolist() == [2]
     rest = [[a, 0.05, 0.95 - a] for a, _ in scores]  # most of the mass in no object, which is no class
     rest[4] = [0.3, 0.4, 0.3]
     softmax = Predictions(logits=logits_of(*rest).log(), boxes_cxcywh=boxes)
-    assert count_duplicates(softmax, batch, one, softmax=True).tolist() == [2]
+    assert count_duplicates(softmax, batch, one, num_classes=2).tolist() == [2]
 
 
 def test_padded_objects_have_no_duplicates():
     boxes = torch.tensor([0.0, 0.0, 0.0, 0.0]).repeat(2, 2, 3, 1)
     predictions = Predictions(logits=torch.full((2, 2, 3, 1), 5.0), boxes_cxcywh=boxes)
     batch = batch_of([0, 1], torch.zeros(2, 1, 4))
-    assert count_duplicates(predictions, batch, assigned(), softmax=False).tolist() == [0, 0]
+    assert count_duplicates(predictions, batch, assigned(), num_classes=1).tolist() == [0, 0]
 
 
 def test_tensors_are_described_by_known_numbers():

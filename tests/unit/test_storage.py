@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import namedtuple
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -318,7 +319,8 @@ def test_damaged_checkpoints_are_found_named_and_passed_over(tmp_path, seed, num
     assert len(kinds) >= 7
 
 
-CARD = ModelCard(recipe("detr-xs").model, recipe("detr-xs").images, Categories((3, 4), ("x", "y" * 64)), "detr-xs")
+MODEL, IMAGES = recipe("detr-xs").model, recipe("detr-xs").images
+CARD = ModelCard(replace(MODEL, num_classes=2), IMAGES, Categories((3, 4), ("x", "y" * 64)), "detr-xs")
 
 
 @pytest.mark.parametrize(
@@ -434,7 +436,7 @@ def test_a_step_saved_before_and_after_its_evaluation_is_two_checkpoints(tmp_pat
 
 
 def test_thresholds_go_with_the_model_that_they_were_of(tmp_path):
-    card = ModelCard(recipe("detr-xs").model, ImageConfig(), Categories((1,), ("cat",)), "detr-xs", 1, {})
+    card = ModelCard(replace(MODEL, num_classes=1), ImageConfig(), Categories((1,), ("cat",)), "detr-xs", 1, {})
     for name, kept in (
         ("best.safetensors", "thresholds.json"),
         ("last.safetensors", "last.safetensors.thresholds.json"),

@@ -23,7 +23,6 @@ lucidetr data split SOURCE FOLDER --val 0.2 --test 0.1   a set without splits, d
 lucidetr data sample SOURCE SHEET.png                    a sheet of pictures with their boxes
 lucidetr data augment [RECIPE] --data SOURCE --out SHEET.png
                                                          pictures as a run's first epochs see them; any setting of train
-lucidetr data write generated:digits FOLDER              the same as convert --to coco
 """
 
 
@@ -178,7 +177,7 @@ def tell(counts: dict[str, int], folder: Path) -> None:
         print(f"{name}: {count} images in {folder}")
 
 
-JOBS = {"convert": convert, "split": split, "sample": sample, "augment": augment, "write": convert}
+JOBS = {"convert": convert, "split": split, "sample": sample, "augment": augment}
 
 
 def run(arguments: list[str]) -> None:

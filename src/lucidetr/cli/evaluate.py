@@ -156,10 +156,8 @@ def slug(data: str, split: str) -> str:
 
 def open_split(options: Options, folder: Path) -> tuple["Dataset", list[str]]:
     """Return the split that was asked for, of the run's own data as the run had it, and what to know of it."""
-    from lucidetr.config import TrainConfig
-    from lucidetr.conversion.read import read_json
     from lucidetr.data.dataset import mended, open_coco, open_dataset, open_training_data
-    from lucidetr.fields import from_dict
+    from lucidetr.training.run_log import asked_of
 
     if options.images and not options.json:
         raise InputError(f"--images {options.images} belongs to --json, which is not given")
@@ -168,9 +166,8 @@ def open_split(options: Options, folder: Path) -> tuple["Dataset", list[str]]:
     if options.json:
         dataset = open_coco(Path(options.json), Path(options.images) if options.images else None, options.bad_boxes)
         return dataset, mended(dataset)
-    config = folder / "config.json"
-    if own_data(options, folder) and config.is_file() and options.split in ("train", "val"):
-        trained = from_dict(TrainConfig, read_json(config))
+    own = own_data(options, folder) and options.split in ("train", "val")
+    if own and (trained := asked_of(folder)):
         if options.bad_boxes == "drop":
             trained = replace(trained, bad_boxes="drop")
         train, val, notes = open_training_data(trained)

@@ -12,8 +12,6 @@ from lucidetr.fields import HUGE, check_ranges
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lucidetr.data.dataset import Dataset
-
 
 @dataclass(frozen=True)
 class Options:
@@ -66,25 +64,17 @@ def run(arguments: list[str]) -> None:
     print(f"figures: {out}.parity.json")
 
 
-def some_pictures(folder: Path, number: int):
+def some_pictures(folder: Path, number: int) -> "tuple[str, list[Tensor]]":
     """Return the name of the run's validation split, else of generated scenes, and pictures spread over it."""
-    from lucidetr.config import TrainConfig
-    from lucidetr.conversion.read import read_json
-    from lucidetr.data.dataset import open_dataset, open_training_data
-    from lucidetr.fields import from_dict
+    from lucidetr.data.dataset import evenly, open_dataset, open_training_data
+    from lucidetr.training.run_log import asked_of
 
-    if (folder / "config.json").is_file():
-        try:
-            _, dataset, _ = open_training_data(from_dict(TrainConfig, read_json(folder / "config.json")))
-            if len(dataset):
-                return dataset.name, spread(dataset, number)
-        except InputError as error:
-            print(f"the run's data cannot be read, generated scenes are compared instead ({error})")
-    dataset = open_dataset("generated:digits", "val")
-    return dataset.name, spread(dataset, number)
-
-
-def spread(dataset: "Dataset", number: int) -> list["Tensor"]:
-    """Return so many pictures, as far apart as there are."""
-    number = min(number, len(dataset))
-    return [dataset.image(int((i + 0.5) * len(dataset) / number)) for i in range(number)]
+    dataset = None
+    try:
+        if asked := asked_of(folder):
+            dataset = open_training_data(asked)[1]
+    except InputError as error:
+        print(f"the run's data cannot be read, generated scenes are compared instead ({error})")
+    if not dataset:  # there is none, or no picture in it
+        dataset = open_dataset("generated:digits", "val")
+    return dataset.name, [dataset.image(index) for index in evenly(len(dataset), number)]

@@ -39,7 +39,7 @@ class Options:
 def run(arguments: list[str]) -> None:
     """Serve until Ctrl-C."""
     options = tyro.cli(Options, args=arguments, prog="lucidetr serve")
-    ranges: dict[str, tuple[float, float]] = {"port": (0, 65535), "threshold": (0, 1)}
+    ranges = {"port": (0, 65535), "threshold": (0, 1)}
     ranges |= {"queue": (1, 10_000), "batch": (1, 1000), "max_megabytes": (0.001, 2000), "max_megapixels": (0.001, 178)}
     check_ranges(options, "--", ranges)
     for package in PACKAGES:

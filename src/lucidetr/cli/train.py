@@ -40,11 +40,9 @@ def read_config(arguments: list[str], program: str) -> TrainConfig:
 
 def begun(config: TrainConfig) -> TrainConfig | None:
     """Return the settings that a run to go on with began with: another machine might choose others."""
-    from lucidetr.conversion.read import read_json
-    from lucidetr.fields import from_dict
+    from lucidetr.training.run_log import asked_of
 
-    path = Path(config.out, "config.json")
-    return from_dict(TrainConfig, read_json(path)) if config.resume and path.is_file() else None
+    return asked_of(Path(config.out)) if config.resume else None
 
 
 def choose_for(config: TrainConfig) -> TrainConfig:

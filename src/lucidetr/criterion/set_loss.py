@@ -26,8 +26,9 @@ class Normalisers:
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """Hold the number to minimise and the terms it is made of, one value for each decoder layer.
+    """Hold the number to minimise and the terms it is made of, one value for each decoder layer, before their weights.
 
+    Each term is a sum over matches or queries, divided by the normaliser; `giou` is that of 1 − GIoU.
     `tokens` is what the tokens add to it where they are taught, 0 elsewhere.
     """
 
@@ -83,7 +84,7 @@ def judge(predictions: Predictions, batch: Batch, a: Assignment, norm: Normalise
     distance = (found - truth).abs().sum(-1)
     shortfall = 1 - giou(found_xyxy, truth_xyxy)
     l1 = boxes.new_zeros(layers).index_add(0, a.layer, distance) / norm.objects
-    overlap = boxes.new_zeros(layers).index_add(0, a.layer, shortfall) / norm.objects
+    giou_term = boxes.new_zeros(layers).index_add(0, a.layer, shortfall) / norm.objects
 
     labels = torch.full(logits.shape[:-1], NOTHING, device=logits.device)
     labels[a.layer, a.image, a.query] = batch.labels[a.image, a.object]
@@ -92,5 +93,5 @@ def judge(predictions: Predictions, batch: Batch, a: Assignment, norm: Normalise
     losses = classification_loss(logits, labels, quality, config)
     classification = losses.flatten(1).sum(1) / norm.class_weight
 
-    total = (config.weight_class * classification + config.weight_l1 * l1 + config.weight_giou * overlap).sum()
-    return Losses(total, classification, l1, overlap, tokens=total.new_zeros(()), assignment=a)
+    total = (config.weight_class * classification + config.weight_l1 * l1 + config.weight_giou * giou_term).sum()
+    return Losses(total, classification, l1, giou_term, tokens=total.new_zeros(()), assignment=a)

@@ -186,6 +186,16 @@ def refuse_other_categories(one: Dataset, other: Dataset) -> None:
         )
 
 
+def evenly(total: int, number: int) -> list[int]:
+    """Return `number` indices evenly spread over 0 … total − 1, all of them where there are fewer.
+
+    >>> evenly(10, 3), evenly(2, 5)
+    ([1, 5, 8], [0, 1])
+    """
+    number = min(number, total)
+    return [int((i + 0.5) * total / number) for i in range(number)]
+
+
 def _open_explicit(path: str, images: str, config: TrainConfig) -> Dataset:
     return open_coco(Path(path), Path(images) if images else None, config.bad_boxes)
 

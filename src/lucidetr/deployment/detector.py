@@ -28,8 +28,8 @@ class Detector:
     """Find objects in pictures with a trained model; `.card` says what it is, `.model` is the network itself.
 
     `.model(images, padding)` returns `Predictions`: of every layer, or of the last alone where the model is an
-    exported file. `.quick` is called alike and predicts the same, faster: it is what this object and `lucidetr eval`
-    run.
+    exported file. `.quick`, called alike but inside `with detector.autocast():`, predicts the same, faster: it is
+    what this object and `lucidetr eval` run.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
 """Exported files that predict, behind the calling convention of `DETR`: ONNX Runtime, OpenVINO, torch.export."""
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -10,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lucidetr.config import CARD_SCHEMA, ModelCard, ModelConfig
+from lucidetr.config import ModelCard, ModelConfig
 from lucidetr.errors import InputError, imported
-from lucidetr.fields import from_dict
 from lucidetr.structures import Predictions
+from lucidetr.training.checkpoint import read_card
 from lucidetr.training.precision import choose_precision
 
 OUTPUTS = ("logits", "boxes_cxcywh")
@@ -82,25 +81,10 @@ def open_exported(path: Path, precision: str = "auto") -> tuple[Exported, ModelC
         )
     precision = choose_precision(precision, torch.device("cpu")) if len(computes) > 1 else "fp32"
     compute, metadata = OPENERS[path.suffix](path, precision)
-    card = read_card(path, metadata)
-    return Exported(compute, card), card, precision
-
-
-def read_card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
-    """Return the card among a file's metadata; a file without one is an InputError."""
     if not metadata.get("card"):
         raise InputError(f"{path}: this file carries no lucidetr card; lucidetr export writes files that do")
-    try:
-        values = json.loads(metadata["card"])
-        if not isinstance(values, dict):
-            raise ValueError(f"a {type(values).__name__}")
-        if values.get("schema", 0) > CARD_SCHEMA:
-            raise InputError(f"{path}: written by a newer lucidetr (schema {values['schema']}); upgrade to read it")
-        return from_dict(ModelCard, values)
-    except InputError as error:
-        raise error if str(path) in str(error) else InputError(f"{path}: its card cannot be read ({error})") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: its card is damaged ({error}); export it again") from None
+    card = read_card(path, metadata["card"])
+    return Exported(compute, card), card, precision
 
 
 def open_onnx(path: Path, precision: str) -> tuple[Compute, dict[str, str]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Shaped
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -14,6 +15,7 @@ from lucidetr.inspection import matching
 from lucidetr.inspection.material import Material
 from lucidetr.inspection.microscope import View, kept, look
 from lucidetr.inspection.page import Figure, Section, chart, written
+from lucidetr.models.postprocess import class_scores
 
 UNIFORM = 0.95  # of the largest entropy: as good as looking everywhere
 SILENT = 0.9  # of a feed-forward's hidden units
@@ -76,10 +78,7 @@ def in_own_boxes(view: View) -> Float[np.ndarray, " decoder_layer_and_one"]:
 
 def course_of_scores(view: View, queries: Sequence[int]) -> Float[np.ndarray, "layer query"]:
     """Return what every layer gives to the class that each query says in the end."""
-    logits = view.logits.astype(np.float64)
-    raised = np.exp(logits - logits.max(-1, keepdims=True))
-    softmax = logits.shape[-1] > len(view.categories)
-    scores = raised / raised.sum(-1, keepdims=True) if softmax else 1 / (1 + np.exp(-logits))
+    scores = class_scores(torch.from_numpy(view.logits).double(), len(view.categories)).numpy()
     return np.stack([scores[:, query, view.labels[-1, query]] for query in queries], axis=1)
 
 
@@ -180,15 +179,15 @@ def draw_cross_attention(drawn: Any, view: View, queries: Sequence[int], layers:
         axes.set_title(f"query {query}: {written(view.categories.names[view.labels[-1, query]])}", fontsize=8)
 
 
-def draw_heads(drawn: Any, view: View, query: int, layer: int = -1) -> None:
-    """Draw where each head of one query looks in one decoder layer."""
+def draw_heads(drawn: Any, view: View, query: int) -> None:
+    """Draw where each head of one query looks in the last decoder layer."""
     heads = view.cross_attention.shape[1]
     panels = drawn.subplots(-(-heads // 8), min(heads, 8), squeeze=False).ravel()
     for axes in panels[heads:]:
         axes.set_axis_off()
     for head, axes in enumerate(panels[:heads]):
-        show(axes, view, attention_of_query(view, layer, query, head))
-        outline(axes, view.boxes_cxcywh[layer, query], "tab:cyan")
+        show(axes, view, attention_of_query(view, -1, query, head))
+        outline(axes, view.boxes_cxcywh[-1, query], "tab:cyan")
         axes.set_title(f"head {head}", fontsize=8)
 
 

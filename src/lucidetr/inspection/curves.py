@@ -85,7 +85,7 @@ def draw_gradient_norm(axes: Any, training: Sequence[Line]) -> None:
 def draw_rate(axes: Any, training: Sequence[Line]) -> None:
     """Draw the learning rate of all but the backbone."""
     axes.plot(_steps(training), [line["lr"] for line in training], color="tab:red", label="learning rate")
-    axes.set_yscale("log", nonpositive="mask")  # a warm-up starts at zero
+    axes.set_yscale("log", nonpositive="mask")  # --optimiser.final 0 ends at zero
 
 
 def _steps(training: Sequence[Line]) -> list[int]:

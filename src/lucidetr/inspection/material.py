@@ -10,7 +10,7 @@ import torch
 
 from lucidetr.config import ModelCard, TrainConfig
 from lucidetr.data.annotations import Annotations
-from lucidetr.data.dataset import Dataset, open_training_data
+from lucidetr.data.dataset import Dataset, evenly, open_training_data
 from lucidetr.errors import InputError
 from lucidetr.evaluation.coco import Metrics, evaluate
 from lucidetr.evaluation.detect import detect
@@ -29,15 +29,11 @@ class Material:
     config: TrainConfig  # as trained
     model: DETR  # in evaluation mode, float32, on the CPU
     card: ModelCard
+    training: Annotations  # of the split that it was trained on
     dataset: Dataset  # the validation split
     pictures: tuple[int, ...]  # indices of the images to be looked at one by one
     metrics: list[dict[str, Any]]  # lines of metrics.jsonl
     statistics: list[dict[str, Any]]  # lines of statistics.jsonl
-
-    @cached_property
-    def training(self) -> Annotations:
-        """Return the boxes of the split that it was trained on."""
-        return open_training_data(self.config)[0].annotations
 
     @property
     def split(self) -> str:
@@ -63,16 +59,16 @@ def open_run(run: Path, images: Iterable[int] = (), pictures: int = 4, most: int
     if not (run / "run.json").is_file():
         raise InputError(f"{run} is not a run's folder: there is no run.json in it; give the --out of lucidetr train")
     config = trained_as(run)
-    _, dataset, _ = open_training_data(config)
+    training, dataset, _ = open_training_data(config)
     ids = dataset.annotations.image_ids.tolist()
     wanted = list(images)
     if unknown := [image for image in wanted if image not in ids]:
         raise InputError(f"{dataset.name} has no image {unknown[0]}; its ids are {ids[0]} … {ids[-1]}")
     if len(dataset) > most:
-        keep = sorted({*spread(len(dataset), most), *(ids.index(image) for image in wanted)})
+        keep = sorted({*evenly(len(dataset), most), *(ids.index(image) for image in wanted)})
         dataset = dataset.subset(torch.tensor(keep).numpy(), f"{dataset.name}, {len(keep)} of {len(dataset)} images")
         ids = dataset.annotations.image_ids.tolist()
-    chosen = tuple(ids.index(image) for image in wanted) or tuple(spread(len(dataset), pictures))
+    chosen = tuple(ids.index(image) for image in wanted) or tuple(evenly(len(dataset), pictures))
     tensors, card = load_model(run)
     if card.categories != dataset.annotations.categories:
         raise InputError(
@@ -81,14 +77,14 @@ def open_run(run: Path, images: Iterable[int] = (), pictures: int = 4, most: int
         )
     model = DETR(card.model)
     model.load_state_dict(tensors)
-    return Material(run, config, model.eval(), card, dataset, chosen, read_metrics(run), read_statistics(run))
-
-
-def spread(total: int, number: int) -> list[int]:
-    """Return `number` indices evenly spread over 0 … total − 1.
-
-    >>> spread(10, 3), spread(2, 5)
-    ([1, 5, 8], [0, 1])
-    """
-    number = min(number, total)
-    return [int((i + 0.5) * total / number) for i in range(number)]
+    return Material(
+        run=run,
+        config=config,
+        model=model.eval(),
+        card=card,
+        training=training.annotations,
+        dataset=dataset,
+        pictures=chosen,
+        metrics=read_metrics(run),
+        statistics=read_statistics(run),
+    )

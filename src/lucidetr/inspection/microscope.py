@@ -18,6 +18,7 @@ from lucidetr.data.batching import fixed_sample
 from lucidetr.data.dataset import Dataset
 from lucidetr.data.preprocessing import Sample, make_batch
 from lucidetr.models.detr import DETR
+from lucidetr.models.postprocess import class_scores
 from lucidetr.reference.network import forward_from_maps
 from lucidetr.reference.trace import Trace
 from lucidetr.structures import Batch, Predictions
@@ -159,17 +160,8 @@ def taken(trace: Trace, part: str, what: str) -> np.ndarray:
 def best_class(
     logits: Float[Tensor, "*any query category"], num_classes: int
 ) -> tuple[Float[Tensor, "*any query"], Int[Tensor, "*any query"]]:
-    """Return the score of every query's best real class, and which it is: softmax or sigmoids, as slots tell.
-
-    >>> scores, labels = best_class(torch.tensor([[0.0, 0.0, 1000.0]]), num_classes=2)  # surely no object
-    >>> scores.tolist(), labels.tolist()
-    ([0.0], [0])
-    >>> scores, labels = best_class(torch.tensor([[-1000.0, 0.0]]), num_classes=2)
-    >>> scores.tolist(), labels.tolist()
-    ([0.5], [1])
-    """
-    each = logits.softmax(-1)[..., :-1] if logits.shape[-1] > num_classes else logits.sigmoid()
-    scores, labels = each.max(-1)
+    """Return the score of every query's best real class, and which it is."""
+    scores, labels = class_scores(logits, num_classes).max(-1)
     return scores, labels
 
 

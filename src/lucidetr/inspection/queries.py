@@ -14,9 +14,9 @@ from lucidetr.boxes import cxcywh_to_xyxy, iou
 from lucidetr.config import ImageConfig, LossConfig
 from lucidetr.criterion.matcher import match
 from lucidetr.data.batching import evaluation_batches
-from lucidetr.data.dataset import Dataset
+from lucidetr.data.dataset import Dataset, evenly
 from lucidetr.inspection import churn
-from lucidetr.inspection.material import Material, spread
+from lucidetr.inspection.material import Material
 from lucidetr.inspection.microscope import best_class
 from lucidetr.inspection.page import Figure, Section, chart
 from lucidetr.models.detr import DETR
@@ -64,7 +64,7 @@ def query_statistics(
     picture; for them it is the mean over the pictures, of rank i with rank j.
     """
     if len(dataset) > most:
-        dataset = dataset.subset(np.array(spread(len(dataset), most)), dataset.name)
+        dataset = dataset.subset(np.array(evenly(len(dataset), most)), dataset.name)
     queries, some = model.config.num_queries, next(model.parameters())
     boxes = np.full((len(dataset), queries, 4), np.nan, np.float32)
     scores, labels = np.zeros(boxes.shape[:2], np.float32), np.zeros(boxes.shape[:2], np.int64)

@@ -55,7 +55,7 @@ class MultiHeadAttention(nn.Module):
         )
         return self.output(attended.transpose(1, 2).flatten(2))
 
-    def split_heads(self, x: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch head token head_dim"]:
+    def split_heads(self, x: Float[Tensor, "batch token inner"]) -> Float[Tensor, "batch head token head_dim"]:
         """Cut the last axis into heads and move them beside the batch."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 

@@ -71,7 +71,7 @@ class DETR(nn.Module):
             queries = start.content.shape[1] // groups  # fewer than the config says where a picture has few tokens
             start, groups = side_by_side([self.hints(hints, queries), start]), groups + 1
         predictions = self.decoder(start, memory, self.heads, groups).groups_as_layers(groups)
-        return predictions.after(start.proposals) if start.proposals else predictions
+        return Predictions.stacked([start.proposals, predictions]) if start.proposals else predictions
 
     def encode(self, maps: tuple[Tensor, ...], padding: Bool[Tensor, "batch height width"]) -> Memory:
         """Return what the decoder reads: the encoder's output, fused with finer maps where the config names some."""

@@ -1,6 +1,5 @@
 """The object queries: what the decoder starts from (DETR, section 3.2), and alternatives to the paper's."""
 
-import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -204,7 +203,7 @@ def side_by_side(groups: list[Start]) -> Start:
         content=torch.cat([group.content for group in groups], dim=1),
         position=joined([group.position for group in groups]),
         boxes_cxcywh=joined([group.boxes_cxcywh for group in groups]),
-        proposals=functools.reduce(lambda earlier, later: later.after(earlier), proposals) if proposals else None,
+        proposals=Predictions.stacked(proposals) if proposals else None,
     )
 
 

@@ -7,17 +7,17 @@ from torch import Tensor
 from lucidetr.reference.elementary import softmax
 
 
-def split_heads(x: Float[Tensor, "batch token width"], num_heads: int) -> Float[Tensor, "batch head token head_dim"]:
+def split_heads(x: Float[Tensor, "batch token inner"], num_heads: int) -> Float[Tensor, "batch head token head_dim"]:
     """Cut every token into `num_heads` pieces; each head works with its own piece.
 
     >>> split_heads(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), 2).tolist()
     [[[[1.0, 2.0]], [[3.0, 4.0]]]]
     """
-    batch, tokens, width = x.shape
-    return x.reshape(batch, tokens, num_heads, width // num_heads).permute(0, 2, 1, 3)
+    batch, tokens, inner = x.shape
+    return x.reshape(batch, tokens, num_heads, inner // num_heads).permute(0, 2, 1, 3)
 
 
-def join_heads(x: Float[Tensor, "batch head token head_dim"]) -> Float[Tensor, "batch token width"]:
+def join_heads(x: Float[Tensor, "batch head token head_dim"]) -> Float[Tensor, "batch token inner"]:
     """Lay the heads' pieces side by side again.
 
     >>> x = torch.arange(24.0).view(1, 3, 8)

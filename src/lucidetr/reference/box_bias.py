@@ -67,17 +67,17 @@ def bell_width(
 
 
 def bell(
-    place: Float[Tensor, "batch key"],
+    places: Float[Tensor, "batch place"],
     centre: Float[Tensor, "batch head query"],
     width: Float[Tensor, "batch head query"],
-) -> Float[Tensor, "batch head query key"]:
+) -> Float[Tensor, "batch head query place"]:
     """Return −½ ((place − centre) / width)²: added to a score, it multiplies a weight by a bell of height 1.
 
     >>> one = torch.ones(1, 1, 1)
     >>> bell(torch.tensor([[1.0, 3.0]]), one, one).tolist()
     [[[[-0.0, -2.0]]]]
     """
-    distance = place[:, None, None, :] - centre[..., None]
+    distance = places[:, None, None, :] - centre[..., None]
     return -0.5 * (distance / width[..., None]) ** 2
 
 
@@ -96,13 +96,13 @@ def sides(
 
 def between(
     here: Scope,
-    place: Float[Tensor, "batch key"],
+    places: Float[Tensor, "batch place"],
     low: Float[Tensor, "batch query"],
     high: Float[Tensor, "batch query"],
-) -> Float[Tensor, "batch head query key"]:
+) -> Float[Tensor, "batch head query place"]:
     """Return what two linear layers make of the distances to two sides, a number for each head."""
-    from_low = stretch(place[:, None, :] - low[..., None])
-    from_high = stretch(place[:, None, :] - high[..., None])
+    from_low = stretch(places[:, None, :] - low[..., None])
+    from_high = stretch(places[:, None, :] - high[..., None])
     x = torch.stack([from_low, from_high], dim=-1)
     x = relu(linear(x, here["hidden.weight"], here["hidden.bias"]))
     return linear(x, here["output.weight"], here["output.bias"]).permute(0, 3, 1, 2)

@@ -149,11 +149,11 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         raise InputError(
             f"{path}: these weights carry no lucidetr card; turn other weights into a model by lucidetr convert"
         )
-    return tensors, _read_card(path, metadata["card"])
+    return tensors, read_card(path, metadata["card"])
 
 
-def _read_card(path: Path, text: str) -> ModelCard:
-    """Return the card in a model file; what cannot be read or is not as written is an InputError that names it."""
+def read_card(path: Path, text: str) -> ModelCard:
+    """Return the card that a model file carries as JSON; one that cannot be read or used is an InputError."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -80,6 +80,10 @@ class Ranks:
         seconds, number = said.tolist()
         return seconds, int(number) or None
 
+    def wait_for_all(self) -> None:
+        """Return when all ranks have come here."""
+        self.agree()
+
     def interleave(self, mine: list[list[Detections]]) -> list[list[Detections]]:
         """Return on rank 0 everyone's batches of detections, dealt back in turn; nothing on the others.
 
@@ -106,10 +110,10 @@ class Ranks:
     def first_goes_ahead(self) -> Iterator[None]:
         """Let rank 0 go through before the others, so that what it downloads lies there for them."""
         if not self.first:
-            self.agree()
+            self.wait_for_all()
         yield
         if self.first:
-            self.agree()
+            self.wait_for_all()
 
     def seed_step(self, seed: int, step: int) -> None:
         """Give dropout other draws than rank 0's, whose own stream goes on; the same whenever the step is repeated."""
@@ -298,19 +302,18 @@ def cut(batch: int, micro_batch: int, ranks: Ranks) -> str:
     >>> cut(16, 2, ALONE), cut(16, 2, Ranks(0, 4))
     ('batch 16 as 8 × 2', 'batch 16 as 4 ranks × 2 × 2')
     """
-    share = check_share(batch, ranks)
-    micro = min(micro_batch, share)
     several = f"{ranks.size} ranks × " if ranks.size > 1 else ""
-    return f"batch {batch} as {several}{-(-share // micro)} × {micro}"
+    return f"batch {batch} as {several}{-(-check_share(batch, ranks) // micro_batch)} × {micro_batch}"
 
 
-def share_batch_norm(model: nn.Module, device: torch.device, ranks: Ranks) -> tuple[nn.Module, list[str]]:
-    """Return the model with batch norms that measure over all ranks where torch has them, and what to know of it."""
+def share_batch_norm(model: nn.Module, device: torch.device, ranks: Ranks) -> list[str]:
+    """Let the model's batch norms measure over all ranks where torch has a way; return what to know of it."""
     if ranks.size == 1 or not any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
-        return model, []
+        return []
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model), ["batch norm measures over all ranks (SyncBatchNorm)"]
-    return model, [
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, below the model itself
+        return ["batch norm measures over all ranks (SyncBatchNorm)"]
+    return [
         f"warning: batch norm measures the images of each rank by themselves, for SyncBatchNorm needs CUDA: "
         f"{ranks.size} ranks do not learn quite as one does; --model.backbone.norm group does"
     ]

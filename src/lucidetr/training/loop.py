@@ -40,8 +40,13 @@ TERMS = ("classification", "l1", "giou", "tokens")
 def train(config: TrainConfig, engine: Engine = FAST) -> Path:
     """Train a detector as the config says and return the run's folder; `engine` computes predictions and loss.
 
-    Where torchrun has started several processes, each is a rank of one run.
+    Where torchrun has started several processes, each is a rank of one run. A config that asks for another engine
+    than is given is an InputError.
     """
+    if config.engine == "reference" and engine is FAST:
+        raise InputError(
+            "engine = reference: train(*choose_engine(config)), of lucidetr.studies.engines, hands it over"
+        )
     with (
         Interruption() as interruption,
         joined(config.timeout_minutes, config.engine) as ranks,
@@ -74,7 +79,7 @@ class Run(Prepared):
             share=self.ranks.share,
         )
         learning_mode(self.model, config.freeze)
-        self.record()
+        self.record_steps()
         interruption.wait()
         if self.owes:
             self.evaluate_and_save(interruption)
@@ -95,7 +100,7 @@ class Run(Prepared):
                 elif stop or clock.seconds - self.saved_at > 60 * config.save_minutes:
                     self.save_state()
                 if stop and clock.progress < 1.0:
-                    self.ranks.agree()  # nobody leaves before rank 0 has saved: torchrun would end the others
+                    self.ranks.wait_for_all()  # nobody leaves before rank 0 has saved: torchrun would end the others
                     self.line.say(f"stopped and {self.saved}")
                     raise Stopped(stop)
                 started = self.now()
@@ -105,7 +110,7 @@ class Run(Prepared):
         )
         return self.folder
 
-    def record(self) -> None:
+    def record_steps(self) -> None:
         """Record forward and backward once on a GPU, if --replay asks for it and all steps are alike.
 
         That is before the reading processes start: nothing else may use the GPU meanwhile.

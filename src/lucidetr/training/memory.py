@@ -65,7 +65,7 @@ def largest_batch(config: TrainConfig, annotations: Annotations, number: int) ->
     )
 
 
-def forward(config: TrainConfig, model: nn.Module, part: Batch, precision: Precision, counts: list[int]) -> Tensor:
+def loss_of(config: TrainConfig, model: nn.Module, part: Batch, precision: Precision, counts: list[int]) -> Tensor:
     """Return the loss of a part of a batch with those counts of objects."""
     some, shape = next(model.parameters()), config.model
     batch = part.to(some.device, some.dtype)
@@ -76,9 +76,11 @@ def forward(config: TrainConfig, model: nn.Module, part: Batch, precision: Preci
     return FAST.loss(predictions, batch, norm, config.loss).total
 
 
-def backward(config: TrainConfig, model: nn.Module, part: Batch, precision: Precision, counts: list[int]) -> Tensor:
+def add_gradients(
+    config: TrainConfig, model: nn.Module, part: Batch, precision: Precision, counts: list[int]
+) -> Tensor:
     """Return the loss of a part of a batch with those counts of objects, its gradients added to the parameters'."""
-    total = forward(config, model, part, precision, counts)
+    total = loss_of(config, model, part, precision, counts)
     total.backward()
     return total.detach()
 
@@ -117,7 +119,7 @@ def kept_for_backward(config: TrainConfig, model: nn.Module, batch: Batch, preci
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        _loss = forward(config, model, batch, precision, batch.counts.tolist())  # held: what it keeps stays apart
+        _loss = loss_of(config, model, batch, precision, batch.counts.tolist())  # held: what it keeps stays apart
     return sum(size for place, size in kept.items() if place not in own)
 
 

@@ -26,7 +26,7 @@ from lucidetr.structures import Batch
 from lucidetr.training.checkpoint import write_atomically
 from lucidetr.training.clock import count_steps
 from lucidetr.training.guards import is_papers
-from lucidetr.training.memory import Precision, backward, is_out_of_memory, largest_batch, peak_memory, too_large
+from lucidetr.training.memory import Precision, add_gradients, is_out_of_memory, largest_batch, peak_memory, too_large
 from lucidetr.training.optimiser import build_optimiser, freeze, learning_mode, set_rate
 from lucidetr.training.randomness import random_state_kept
 
@@ -203,7 +203,7 @@ def odd_gradients(config: TrainConfig, model: nn.Module, batch: Batch, precision
     try:
         # The run's own model and one more copy of what learns take the room that AdamW's two moments will.
         _spare = [torch.empty_like(p) for p in model.parameters() if p.requires_grad]
-        backward(config, model, batch, precision, [*batch.counts.tolist()])
+        add_gradients(config, model, batch, precision, [*batch.counts.tolist()])
     except FloatingPointError as error:
         yield f"the loss of a batch of noise is not finite: {error}"
         return
@@ -272,7 +272,7 @@ def learn_by_heart(config: TrainConfig, model: nn.Module, dataset: Dataset, prec
         set_rate(optimiser, min(step / HEART_EVERY, 1.0))
         counts = [count for part in parts for count in part.counts.tolist()]
         try:
-            losses.append(sum(float(backward(config, student, part, precision, counts)) for part in parts))
+            losses.append(sum(float(add_gradients(config, student, part, precision, counts)) for part in parts))
         except FloatingPointError as error:
             stopped = f"{error} at step {step}"
             break

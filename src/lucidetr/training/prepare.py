@@ -86,7 +86,8 @@ class Prepared:
         else:
             self.config, changes = settle(self.asked, start, self.train_set)
             notes += changes
-        check_share(self.config.batch, self.ranks)
+        share = check_share(self.config.batch, self.ranks)  # no rank ever passes more at once
+        self.config = replace(self.config, micro_batch=min(self.config.micro_batch, share))
         return start, notes
 
     def choose_device(self) -> None:
@@ -108,13 +109,12 @@ class Prepared:
         model = DETR(self.config.model)
         if start:
             notes += start_from(model, start.state, start.card, self.train_set.annotations.categories)
-        model, shared = share_batch_norm(model, self.device, self.ranks)
-        for note in notes + shared:
+        for note in notes + share_batch_norm(model, self.device, self.ranks):
             self.line.say(note)
         self.model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         freeze(self.model, self.config.freeze)
         if self.config.recompute:
-            recompute(self.model, self.config.compile)  # type: ignore[arg-type]
+            recompute(self.model, self.config.compile)
         if not self.config.micro_batch:
             self.config = self.fill_memory(self.config)
         computing: Any = torch.compile(self.model) if self.config.compile else self.model

@@ -83,6 +83,12 @@ def as_it_began(folder: Path, config: TrainConfig) -> TrainConfig:
     return replace(began, **free | {"micro_batch": min(free["micro_batch"], began.batch)})
 
 
+def asked_of(folder: Path) -> TrainConfig | None:
+    """Return the config that was asked of the run in this folder when it began; None where the folder holds no run."""
+    file = folder / "config.json"
+    return from_dict(TrainConfig, read_json(file)) if file.is_file() else None
+
+
 def trained_as(folder: Path) -> TrainConfig:
     """Return the config that the run in this folder was trained as."""
     return from_dict(TrainConfig, last_start(folder)["trained_as"])

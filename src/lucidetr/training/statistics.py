@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lucidetr.boxes import cxcywh_to_xyxy, iou
 from lucidetr.config import ModelConfig
 from lucidetr.errors import InputError
+from lucidetr.models.postprocess import class_scores
 from lucidetr.structures import Assignment, Batch, Predictions
 from lucidetr.training.run_log import drop_lines_after, read_lines
 
@@ -51,7 +52,7 @@ class Recorder:
 
     def __init__(self, run: Path, model: ModelConfig, looks: int, taken: int = 0):
         self.path, self.looks, self.taken = run / FILE, looks, taken
-        self.softmax = model.classification == "softmax"
+        self.num_classes = model.num_classes
         self.sights = Sights(model.num_queries)
         self.looking = False
         self.tensors: dict[str, dict[str, Any]] = {}
@@ -73,7 +74,7 @@ class Recorder:
     def see_predictions(self, predictions: Predictions, batch: Batch, assignment: Assignment) -> None:
         """Count the duplicates in a part of the step."""
         if self.looking:
-            self.duplicates.append(count_duplicates(predictions, batch, assignment, self.softmax))
+            self.duplicates.append(count_duplicates(predictions, batch, assignment, self.num_classes))
 
     def see_gradients(self, model: nn.Module) -> None:
         """Describe weights and gradients as they are: after backward, before the clip and the optimiser's step.
@@ -181,16 +182,16 @@ def query_table(assignment: Assignment, shape: tuple[int, int, int]) -> Int[np.n
 
 @torch.no_grad()
 def count_duplicates(
-    predictions: Predictions, batch: Batch, assignment: Assignment, softmax: bool
+    predictions: Predictions, batch: Batch, assignment: Assignment, num_classes: int
 ) -> Int[Tensor, " layer"]:
     """Return for each layer how often a query says an object that it was not matched to.
 
     It does where the object's class is its best, with a score of at least 0.3, and their boxes overlap by an IoU of
-    0.7. A softmax's last slot, no object, is no class.
+    0.7. No object is no class.
     """
     predictions = predictions.in_full_precision()
     logits = predictions.logits
-    best, label = (logits.softmax(-1)[..., :-1] if softmax else logits.sigmoid()).max(-1)
+    best, label = class_scores(logits, num_classes).max(-1)
     boxes, objects = cxcywh_to_xyxy(predictions.boxes_cxcywh), cxcywh_to_xyxy(batch.boxes_cxcywh)
     same = iou(boxes[:, :, :, None], objects[None, :, None]) >= SAME_BOX  # never where an object is padding: no area
     same &= (best >= SAYS_SO)[..., None] & (label[..., None] == batch.labels[None, :, None])

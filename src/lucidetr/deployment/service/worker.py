@@ -19,9 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lucidetr.config import TrainConfig
-from lucidetr.conversion.read import read_json
-from lucidetr.data.dataset import has_split, open_dataset, open_training_data
+from lucidetr.data.dataset import Dataset, evenly, has_split, open_dataset, open_training_data
 from lucidetr.data.decoding import from_pillow, refuse_by_header
 from lucidetr.data.preprocessing import Sample as Resized
 from lucidetr.deployment.detector import Detector, load
@@ -30,9 +28,10 @@ from lucidetr.deployment.page.usual import usual_json
 from lucidetr.deployment.service.messages import Answer, Job, Sample, Settings, in_json
 from lucidetr.drawing import draw_detections
 from lucidetr.errors import InputError
-from lucidetr.fields import from_dict, to_dict
+from lucidetr.fields import to_dict
 from lucidetr.models.detr import DETR
 from lucidetr.structures import Detections
+from lucidetr.training.run_log import asked_of
 
 # no reader of Pillow's that starts a program (EPS), decodes in Python (some PPM, 13 s for 20 MB) or is rarely met
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
@@ -195,8 +194,7 @@ def gather(connection: Connection, settings: Settings) -> None:
         connection.send(([], f"no sample pictures: {error}"))
         return
     samples, note = [], ""
-    count = min(SAMPLES, len(dataset))
-    for index in (int((i + 0.5) * len(dataset) / count) for i in range(count)):
+    for index in evenly(len(dataset), SAMPLES):
         try:
             sample = as_sample(dataset, index)
             if len(sample.body) <= settings.max_bytes:
@@ -207,21 +205,23 @@ def gather(connection: Connection, settings: Settings) -> None:
     connection.send((samples, note))
 
 
-def open_samples(settings: Settings):
+def open_samples(settings: Settings) -> Dataset:
     """Return the validation split of the data named in the settings, else of those that the run was trained on."""
     if settings.data:
         return open_dataset(settings.data, "val")
     path = Path(settings.run)
-    config = (path if path.is_dir() else path.parent) / "config.json"
-    if not config.is_file():
-        raise InputError(f"{config} is not there to say what the model was trained on; name data by --data")
-    began = from_dict(TrainConfig, read_json(config))
+    folder = path if path.is_dir() else path.parent
+    began = asked_of(folder)
+    if began is None:
+        raise InputError(
+            f"{folder / 'config.json'} is not there to say what the model was trained on; name data by --data"
+        )
     if began.data and not began.val_json and has_split(began.data, "val"):
         return open_dataset(began.data, "val", began.bad_boxes)  # without opening the training split
     return open_training_data(began)[1]
 
 
-def as_sample(dataset, index: int) -> Sample:
+def as_sample(dataset: Dataset, index: int) -> Sample:
     """Return one picture of a split: its file, if a browser shows such, else its pixels as PNG."""
     name = Path(str(dataset.annotations.file_names[index]))
     said = os.fsencode(name.name).decode(errors="replace")  # a name may hold bytes that are no letters
