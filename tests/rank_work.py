@@ -172,6 +172,26 @@ def evaluated(*arguments: object) -> str:
     return re.sub(r"^ *\d+%  .*\n", "", said.getvalue(), flags=re.MULTILINE)
 
 
+def lose_a_picture(config: TrainConfig, loser: int) -> str:
+    """Train; of the ranks one cannot read its pictures after two steps. Return what this one says of it."""
+    steps_of = loop.training_steps
+
+    def losing(*arguments, share, **how):
+        for number, parts in enumerate(steps_of(*arguments, share=share, **how)):
+            if number == 2 and share[0] == loser:
+                raise InputError("a.png: no such image file")
+            yield parts
+
+    loop.training_steps = losing
+    try:
+        loop.train(config)
+    except InputError as error:
+        return str(error)
+    finally:
+        loop.training_steps = steps_of
+    return "nothing"
+
+
 def fall_silent(minutes: float) -> str:
     """Wait, as rank 0, for a rank that has fallen asleep, and return what is said of it."""
     try:

@@ -112,7 +112,7 @@ FAULTS = {
         "annotation 3 in b.png: .* reaches 10 pixels outside the 40 × 30 picture",
     ),
     "an area that is a text": (content(annotations=[ANNOTATION | {"area": "abc"}]), "annotation 3 has area 'abc'"),
-    "an area of nothing": (content(annotations=[ANNOTATION | {"area": None}]), "annotation 3 has area None"),
+    "an area below 0": (content(annotations=[ANNOTATION | {"area": -1}]), "annotation 3 has area -1"),
     "a crowd that is a text": (content(annotations=[ANNOTATION | {"iscrowd": "1"}]), "annotation 3 has iscrowd '1'"),
     "a crowd of two": (
         content(annotations=[ANNOTATION | {"iscrowd": 2}]),

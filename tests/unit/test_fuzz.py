@@ -16,8 +16,7 @@ from PIL import Image
 
 import hostile_tools
 from hostile_tools import coco_set, examine, limited, picture, train, voc_set, yolo_list
-from lucidetr.data.decoding import read_image
-from lucidetr.data.yolo import upright_size
+from lucidetr.data.decoding import read_image, upright_size
 from lucidetr.errors import InputError
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -14,10 +14,9 @@ from PIL import Image
 
 from hostile_tools import MEASURES_MEMORY, limited, peak_memory, reset_peak
 from lucidetr.data import decoding
-from lucidetr.data.decoding import as_image, from_pillow, read_image
+from lucidetr.data.decoding import as_image, from_pillow, read_image, upright_size
 from lucidetr.data.examine import look_at
 from lucidetr.data.raw import Picture, Raw
-from lucidetr.data.yolo import upright_size
 from lucidetr.deployment.service.worker import decode
 from lucidetr.errors import InputError
 

@@ -44,7 +44,8 @@ def test_an_empty_split_hides_no_other(folder):
         ("test", 2, 1),
     ]
     with pytest.raises(InputError, match="val: no picture in images/val"):
-        find_splits(folder)
+        find_splits(folder).splits["val"]("refuse")
+    assert len(find_splits(folder).splits["train"]("refuse")) == 2
 
 
 def test_every_split_that_cannot_be_found_is_named(folder):

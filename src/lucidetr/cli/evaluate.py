@@ -50,8 +50,10 @@ def run(arguments: list[str]) -> None:
     options = tyro.cli(Options, args=arguments, prog="lucidetr eval")
     check_ranges(options, "--", {"batch": (1, HUGE), "timeout_minutes": (0.01, HUGE)})
 
+    from lucidetr.data.splits import split_of
     from lucidetr.training.distributed import joined
 
+    options = replace(options, split=split_of(options.split) or options.split)  # valid and dev are val
     folder = Path(options.model) if Path(options.model).is_dir() else Path(options.model).parent
     with joined(options.timeout_minutes) as ranks:
         dataset, found = look(options, folder, ranks)

@@ -31,7 +31,7 @@ class Annotations:
     labels: np.ndarray  # int64 [object] 0…K−1
     areas: np.ndarray  # float64 [object] decides small, medium or large in evaluation
     crowd: np.ndarray  # bool [object]
-    mended: str = ""  # what --bad-boxes drop did, in words
+    mended: str = ""  # what was left out or changed on reading, in words
 
     def __len__(self) -> int:
         return len(self.image_ids)

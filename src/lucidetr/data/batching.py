@@ -9,7 +9,10 @@ import functools
 import gc
 import itertools
 import multiprocessing
+import multiprocessing.queues
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
@@ -251,8 +254,18 @@ def start_reading(worker: int) -> None:
     leaves out what was there before the fork.
     """
     gc.freeze()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[assignment]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))  # the alarm ends the process
+
+
+def give_up(error: Exception, batch: object) -> None:
+    """End a reading process that cannot hand over a batch, for lack of shared memory most likely.
+
+    Python would print a traceback and drop the batch, and training wait for it for ever. That a reader died is noticed.
+    """
+    print(f"lucidetr: a batch cannot be handed over ({error})", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def evaluation_groups(dataset: Dataset, images: ImageConfig, batch: int) -> list[list[int]]:

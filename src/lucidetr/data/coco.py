@@ -4,6 +4,7 @@ import json
 import os
 import re
 import stat
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.data.faults import BadBoxes, check_boxes, inside, is_file, listing, refuse_duplicates
 from lucidetr.data.long_json import read_json
-from lucidetr.data.splits import SPLIT_WORDS, split_of
+from lucidetr.data.splits import SPLIT_WORDS, find_names, split_of
 from lucidetr.errors import InputError
 
 LISTS = ("images", "annotations", "categories")  # that a file must have
@@ -28,9 +29,10 @@ def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "ref
     """
     content = _load_json(path)
     images = images or image_folder_of(path, content)
-    categories = _categories(path, content["categories"])
     image_ids, names, sizes = _images(path, images, content["images"])
     rows = Rows(*map(np.concatenate, zip(*content.pop("annotations"), strict=True)))
+    named, root = _without_root(content["categories"], rows.category_ids)
+    categories = _categories(path, named)
     refuse_duplicates(path, "annotation", rows.ids)
     image_rows = _positions(path, rows.image_ids, image_ids, rows.ids, "image_id")
     labels = _positions(path, rows.category_ids, np.array(categories.ids, dtype=np.int64), rows.ids, "category_id")
@@ -40,7 +42,7 @@ def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "ref
 
     boxes, keep, cut = check_boxes(path, rows.boxes_xywh, sizes[image_rows], place, bad_boxes)
     areas = np.where(cut, np.minimum(rows.areas, boxes[:, 2] * boxes[:, 3]), rows.areas)
-    return gather(
+    read = gather(
         categories,
         images,
         Pictures(image_ids, names, sizes),
@@ -48,6 +50,7 @@ def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "ref
         keep,
         cut,
     )
+    return replace(read, mended="; ".join(filter(None, (root, read.mended))))
 
 
 class Rows(NamedTuple):
@@ -72,17 +75,18 @@ def find_coco(folder: Path) -> dict[str, Path]:
 
     Known layouts: annotations/NAME.json beside image folders (COCO itself, with instances_ before the name),
     NAME.json in the folder, and SPLIT/_annotations.coco.json beside that split's images. A lone file without a
-    split's name counts as the training split.
+    split's name counts as the training split, but beside a list of names, where it tells of a YOLO folder's origin.
     """
     places = ("annotations/*.json", "*.json", "*/_annotations*.json")
     candidates = sorted({path for place in places for path in folder.glob(place)})
     if any(path.stem.startswith("instances") for path in candidates):  # COCO also ships captions and key points
         candidates = [path for path in candidates if path.stem.startswith("instances")]
-    if not candidates:
+    lone = len(candidates) == 1 and not _split_of(candidates[0])
+    if not candidates or (lone and find_names(folder)):
         return {}
     found: dict[str, list[Path]] = {}
     for path in candidates:
-        split = _split_of(path) or ("train" if len(candidates) == 1 else None)
+        split = _split_of(path) or ("train" if lone else None)
         if split:
             found.setdefault(split, []).append(path)
     if not found:
@@ -113,7 +117,12 @@ def image_folder_of(path: Path, content: dict[str, Any]) -> Path:
         if is_file(place / first):
             return place
     tried = ", ".join(str(place) for place in places)
-    raise InputError(f"{path}: its first image {first} is in none of {tried}; put it there, or give its folder too")
+    fix = "put it there, or give its folder too"
+    if "\\" in first:
+        fix = "write / for Windows' \\ in file_name"
+    elif first.startswith("/"):
+        fix = "leave the folders of another machine out of file_name"
+    raise InputError(f"{path}: its first image {first} is in none of {tried}; {fix}")
 
 
 def _load_json(path: Path) -> dict[str, Any]:
@@ -175,6 +184,21 @@ def _integers(path: Path, items: list[dict], key: str, first: int = 0) -> np.nda
 def _short(item: dict) -> str:
     text = json.dumps(item)
     return text if len(text) <= 120 else text[:117] + "…"
+
+
+def _without_root(items: list[dict], used: np.ndarray) -> tuple[list[dict], str]:
+    """Return the categories without Roboflow's root of them, the project itself, where it has no box; and a word on it.
+
+    It has the number 0, and is what all others state as their supercategory.
+    """
+    others = [item for item in items if item.get("id") != 0]
+    roots = [item for item in items if item.get("id") == 0]
+    if len(roots) != 1 or not others or (used == 0).any():
+        return items, ""
+    name = roots[0].get("name")
+    if roots[0].get("supercategory") != "none" or any(other.get("supercategory") != name for other in others):
+        return items, ""
+    return others, f"category 0, {name}, left out: it stands for the project, and has no box"
 
 
 def _categories(path: Path, items: list[dict]) -> Categories:
@@ -293,10 +317,11 @@ def is_number(value: Any) -> bool:
 
 def _areas(path: Path, annotations: list[dict]) -> np.ndarray:
     """Return the area of each object as the file states it, else that of its box."""
-    areas = [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations]
+    stated = [a.get("area") for a in annotations]
+    areas = [b["bbox"][2] * b["bbox"][3] if a is None else a for a, b in zip(stated, annotations, strict=True)]
     for annotation, area in zip(annotations, areas, strict=True):
         if not is_number(area) or not 0 <= area < float("inf"):
-            if "area" not in annotation:
+            if annotation.get("area") is None:
                 continue  # a faulty box, which is named on its own account
             raise InputError(f"{path}: annotation {annotation['id']} has area {area!r}; expected a number of 0 or more")
     return np.array(areas, dtype=np.float64)

@@ -78,11 +78,12 @@ class Dataset:
         stated = tuple(self.annotations.sizes[index].tolist())
         if tuple(image.shape[1:]) != stated:
             name, (height, width) = self.annotations.file_names[index], image.shape[1:]
-            turned = " (turned by its EXIF note)" if (width, height) == stated else ""
+            turned, fix = "", "correct width and height, or replace the picture"
+            if (width, height) == stated:  # other numbers would only hide that boxes and picture do not fit
+                turned, fix = ", as its EXIF note turns it", "save the picture upright, and label that"
             raise InputError(
                 f"{self.annotations.folder / name}: image {self.annotations.image_ids[index]} is "
-                f"{width} × {height} pixels{turned}, the annotations say {stated[1]} × {stated[0]}: "
-                "correct width and height, or replace the picture"
+                f"{width} × {height} pixels{turned}; the annotations say {stated[1]} × {stated[0]}: {fix}"
             )
         return image
 
@@ -152,7 +153,7 @@ def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]
         train = open_dataset(config.data, "train", config.bad_boxes)
     else:
         raise InputError("no data: give --data FOLDER, --data generated:digits, or --train-json and --train-images")
-    notes += mended(train)
+    notes += mended(train) + without_objects(train)
     if config.overfit:
         few = train.subset(np.arange(min(config.overfit, len(train))), f"{train.name}, first {config.overfit}")
         few = few.keep(gigabytes)
@@ -167,14 +168,48 @@ def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]
             f"no validation split: {len(val)} of {len(val) + len(train)} training images set aside at random "
             f"(--val-fraction {config.val_fraction:g}), the same whatever the --seed"
         )
-    refuse_other_categories(train, val)
-    notes += mended(val)
+    val = in_categories_of(train, val)
+    notes += mended(val) + shared_files(train, val)
     return train.keep(gigabytes), val.keep(config.cache_gb), notes
 
 
 def mended(dataset: Dataset) -> list[str]:
-    """Return a sentence on what --bad-boxes drop did to a split, none where it did nothing."""
+    """Return a sentence on what was left out or changed when a split was read, none where nothing was."""
     return [f"{dataset.name}: {dataset.annotations.mended}"] if dataset.annotations.mended else []
+
+
+def without_objects(train: Dataset) -> list[str]:
+    """Return a sentence where most training images hold no object; that none holds one is an InputError."""
+    empty = int((train.annotations.objects_per_image() == 0).sum())
+    why = "where that is not so, their labels were not found: lucidetr doctor says which"
+    if empty == len(train):
+        raise InputError(
+            f"{train.name}: none of {len(train)} images holds an object, so there is nothing to learn; {why}"
+        )
+    return [f"warning: {empty} of {len(train)} training images hold no object; {why}"] if empty > len(train) / 2 else []
+
+
+def shared_files(train: Dataset, val: Dataset) -> list[str]:
+    """Return a sentence where both splits have images in common, which makes validation look better than it is."""
+    if not (train.stored and val.stored):
+        return []
+    seen = {train.annotations.folder.resolve() / name for name in train.annotations.file_names.tolist()}
+    folder = val.annotations.folder.resolve()
+    both = sum(folder / name in seen for name in val.annotations.file_names.tolist())
+    said = f"warning: {both} of {len(val)} validation images are training images, too: what they show means little"
+    return [said] if both else []
+
+
+def in_categories_of(train: Dataset, val: Dataset) -> Dataset:
+    """Return a split in the categories of the training split, of which it may name fewer; others are an InputError."""
+    mine, theirs = train.annotations.categories, val.annotations.categories
+    place = {pair: label for label, pair in enumerate(zip(mine.ids, mine.names, strict=True))}
+    labels = [place.get(pair, -1) for pair in zip(theirs.ids, theirs.names, strict=True)]
+    if mine == theirs or -1 in labels:
+        refuse_other_categories(train, val)
+        return val
+    told = np.array(labels, dtype=np.int64)[val.annotations.labels]
+    return replace(val, annotations=replace(val.annotations, categories=mine, labels=told))
 
 
 def refuse_other_categories(one: Dataset, other: Dataset) -> None:
@@ -205,7 +240,9 @@ def set_aside(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Da
     if not 0 < fraction < 1:
         raise InputError(f"--val-fraction {fraction}: choose a share between 0 and 1")
     if len(dataset) < 2:
-        raise InputError(f"{dataset.name}: {len(dataset)} image cannot be split; give a validation set or more images")
+        raise InputError(
+            f"{dataset.name}: {len(dataset)} image cannot be split; give a validation set, more images, or --overfit 1"
+        )
     order = np.random.default_rng(seed).permutation(len(dataset))
     count = min(max(round(fraction * len(dataset)), 1), len(dataset) - 1)
     val, train = np.sort(order[:count]), np.sort(order[count:])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lucidetr.errors import InputError, unreadable
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".avif")
 MAX_PIXELS = 100_000_000  # refused by the header, before anything is decoded
 # Above so many, which cost half a second and 130 MB, a file must have bytes for what it claims. Photographs have, even
 # blank ones: a byte for at most 260 pixels in JPEG, 340 in RGB PNG, 560 in WebP, 820 in grey PNG. What is refused is
@@ -26,6 +26,9 @@ BAND = 1 << 20  # pixels that are converted at a time: a large picture is not he
 BACKGROUND = (255, 255, 255)  # what transparent pixels are laid upon
 # what Pillow raises on damaged files; the last ones come from its readers of EXIF notes and TIFF tags
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, struct.error)
+TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+EXIF_ORIENTATION = 274
+TIFF_SIDES = (256, 257)  # tags of width and height as they are stored
 TURNS = {  # what an EXIF note of orientation asks for
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -137,3 +140,25 @@ def _refuse_empty(shape: tuple[int, ...]) -> None:
     """Refuse a picture without pixels, as a cut beyond an edge gives."""
     if 0 in shape:
         raise InputError(f"a picture of shape {tuple(shape)} has no pixels; cut inside the picture")
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return height and width of a picture as it will be seen: upright. Only its header is read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap follows
+            with Image.open(path) as image:
+                refuse_by_header(image, path.stat().st_size, str(path))  # now, not in the midst of training
+                width, height = upright_sides(image)
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, *DAMAGED) as error:
+        raise InputError(f"{path}: not an image that can be read ({error})") from None
+    return height, width
+
+
+def upright_sides(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an opened picture as it will be seen; a TIFF may state them turned already."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags[tag] for tag in TIFF_SIDES) if image.format == "TIFF" else image.size
+    return (height, width) if image.getexif().get(EXIF_ORIENTATION) in TURNED else (width, height)

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lucidetr.data.decoding import DAMAGED, MAX_PIXELS, refuse_by_header
+from lucidetr.data.decoding import DAMAGED, EXIF_ORIENTATION, MAX_PIXELS, TURNED, refuse_by_header, upright_sides
 from lucidetr.data.faults import EDGE_TOLERANCE, listing
 from lucidetr.data.raw import Finding, Picture, Raw
-from lucidetr.data.yolo import EXIF_ORIENTATION, TURNED, upright_sides
 from lucidetr.errors import InputError, unreadable
 
 SMALLEST_BOX = 2.0  # pixels: less is a slip of the mouse

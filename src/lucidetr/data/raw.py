@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from lucidetr.data import voc, yolo
 from lucidetr.data.coco import LISTS, find_coco, image_folder_of, is_number
+from lucidetr.data.decoding import upright_size
 from lucidetr.data.faults import inside, listing, repeats
 from lucidetr.data.splits import find_names, find_yaml, nothing_found
 from lucidetr.errors import InputError, unreadable
@@ -248,7 +249,7 @@ def _annotation(raw: Raw, place: str, entry: dict[str, Any], rows: dict[int, int
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         raw.error("box-numbers", f"{place}: bbox {box!r}; expected [left, top, width, height] in pixels")
         return
-    area = entry.get("area", 1.0)
+    area = 1.0 if entry.get("area") is None else entry["area"]
     if not is_number(area) or not 0 <= area < math.inf:
         raw.error("area", f"{place}: area {area!r}; expected a number of 0 or more")
     if entry.get("iscrowd", 0) not in (0, 1):
@@ -289,7 +290,7 @@ def _yolo_split(raw: Raw, pictures: list[Path], names: dict[int, str], keypoints
             without.append(picture)
             continue
         try:
-            size = yolo.upright_size(picture)
+            size = upright_size(picture)
         except InputError as error:
             raw.error("picture", str(error))
             continue
@@ -378,7 +379,7 @@ def _voc_split(raw: Raw, folder: Path, files: list[Path]) -> Raw:
                 "filename-other", f"{path}: <filename> says {picture.name}, though {own.name} is there; is it right?"
             )
         try:
-            height, width = voc.stated_size(path, tree)
+            height, width = voc.stated_size(path, tree) or (None, None)
         except InputError as error:
             raw.error("image-size", str(error))
             height = width = None

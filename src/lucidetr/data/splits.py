@@ -11,6 +11,7 @@ from lucidetr.errors import InputError
 
 YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 NAME_LISTS = ("classes.txt", "obj.names")  # of LabelImg and Label Studio, and of Darknet
+ANNOTATIONS = ("annotations", "Annotations")  # folders of COCO and of VOC
 SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
 
 
@@ -25,10 +26,25 @@ def split_of(name: str) -> str | None:
 
 
 def find_yaml(source: Path) -> Path | None:
-    """Return the description of a YOLO data set: the file itself, or the one in a folder; None where there is none."""
+    """Return the description of a YOLO data set: the file itself, or the one in a folder; None where there is none.
+
+    In a folder it has a usual name, or is the only YAML text that says train and names.
+    """
     if source.suffix in (".yaml", ".yml"):
         return source
-    return next((source / name for name in YAMLS if (source / name).is_file()), None)
+    if usual := next((source / name for name in YAMLS if (source / name).is_file()), None):
+        return usual
+    others = [path for path in sorted(source.glob("*.y*ml")) if path.is_file() and _describes(path)]
+    return others[0] if len(others) == 1 else None
+
+
+def _describes(yaml: Path) -> bool:
+    """Say whether a YAML text has lines that begin with train and names."""
+    try:
+        text = yaml.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError:
+        return False
+    return all(re.search(rf"^{word}\s*:", text, re.MULTILINE) for word in ("train", "names"))
 
 
 def find_names(source: Path) -> Path | None:
@@ -56,7 +72,9 @@ def find_splits(source: Path) -> Found:
     from lucidetr.data.yolo import find_yolo, read_yolo
 
     def yolo(file: Path) -> Found:
-        return Found("YOLO", {split: _reader(read_yolo, file, files) for split, files in find_yolo(file).items()})
+        faults: dict[str, str] = {}
+        splits = {split: _reader(read_yolo, file, files) for split, files in find_yolo(file, faults).items()}
+        return Found("YOLO", splits | {split: _refusing(said) for split, said in faults.items()})
 
     if yaml := find_yaml(source):
         return yolo(yaml)
@@ -78,11 +96,30 @@ def find_splits(source: Path) -> Found:
 
 def nothing_found(source: Path) -> InputError:
     """Return the error for a folder that holds no data set of a known format."""
+    fix = "give COCO files with --train-json and --train-images"
+    inside = [each for each in sorted(source.iterdir()) if each.is_dir()]
+    if holds := [each for each in inside if _looks_like_a_set(each)]:
+        fix = f"{holds[0]} looks like one: give that"
+    elif any((source / "labels").rglob("*.txt")):
+        fix = f"for the boxes in {source / 'labels'} write {source / NAME_LISTS[0]}, one class name on each line"
     return InputError(
         f"{source}: no data set that can be read: no COCO json in {source}/annotations, {source} or its sub-folders, "
-        f"no data.yaml or {NAME_LISTS[0]} (YOLO), no XML files (Pascal VOC); give COCO files with --train-json and "
-        "--train-images"
+        f"no data.yaml or {NAME_LISTS[0]} (YOLO), no XML files (Pascal VOC); {fix}"
     )
+
+
+def _looks_like_a_set(folder: Path) -> bool:
+    """Say whether a folder has what a data set's folder has at its top."""
+    return bool(find_yaml(folder) or find_names(folder) or any((folder / a).is_dir() for a in ANNOTATIONS))
+
+
+def _refusing(said: str) -> Callable[[BadBoxes], Annotations]:
+    """Return the reader of a split that cannot be found: who does not ask for it need not mind."""
+
+    def refuse(bad_boxes: BadBoxes) -> Annotations:
+        raise InputError(said)
+
+    return refuse
 
 
 def _reader(read: Callable[..., Annotations], *given: object) -> Callable[[BadBoxes], Annotations]:

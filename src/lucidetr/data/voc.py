@@ -7,12 +7,12 @@ import numpy as np
 
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
-from lucidetr.data.decoding import SUFFIXES
+from lucidetr.data.decoding import SUFFIXES, upright_size
 from lucidetr.data.faults import BadBoxes, check_boxes, inside, is_file, listing, refuse_outside, refuse_twice
 from lucidetr.data.splits import split_of
 from lucidetr.errors import InputError, unreadable
 
-IMAGE_FOLDERS = ("JPEGImages", "images", ".")
+IMAGE_FOLDERS = ("JPEGImages", "images", "Images", ".")
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 LONGEST = 1_000_000  # pixels: no picture's side is longer
 
@@ -20,11 +20,12 @@ LONGEST = 1_000_000  # pixels: no picture's side is longer
 def find_voc(folder: Path) -> dict[str, list[Path]]:
     """Find the XML files of each split below `folder`, none where this is no VOC data set.
 
-    Known layouts: Annotations/*.xml with lists in ImageSets/Main/SPLIT.txt; SPLIT/*.xml beside the pictures, as
-    Roboflow exports them; and files without lists, which are all training pictures. Where there is no train.txt,
+    Known layouts: Annotations/*.xml, however that is spelt, with lists in ImageSets/Main/SPLIT.txt; SPLIT/*.xml beside
+    the pictures, as Roboflow exports them, or in SPLIT/annotations; and files without lists, which are all training
+    pictures. Where there is no train.txt,
     trainval.txt lists the training pictures, those of val.txt left out. An empty list of val or test is none.
     """
-    files = sorted(folder.glob("Annotations/*.xml")) or sorted(folder.glob("*.xml"))
+    files = xml_files(folder)
     if not files:
         return _split_folders(folder)
     known = {path.stem: path for path in files}
@@ -39,6 +40,12 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
         if not found["train"]:
             raise InputError(f"{lists['trainval']}: lists no picture that val.txt does not list as well")
     return found or {"train": files}
+
+
+def xml_files(folder: Path) -> list[Path]:
+    """Return the XML files of a folder: those below its annotations, or, where it has none, its own."""
+    places = [each for each in sorted(folder.iterdir()) if each.is_dir() and each.name.lower() == "annotations"]
+    return sorted(path for place in places for path in place.rglob("*.xml")) or sorted(folder.glob("*.xml"))
 
 
 def _listed(words: Path, known: dict[str, Path]) -> list[Path]:
@@ -65,12 +72,11 @@ def _split_folders(folder: Path) -> dict[str, list[Path]]:
     named = [(split, each) for each in sorted(folder.iterdir()) if each.is_dir() and (split := split_of(each.name))]
     found: dict[str, list[Path]] = {}
     for split, each in named:
-        if not (files := sorted(each.glob("*.xml"))):
+        if not (files := xml_files(each)):
             continue  # masks, or pictures alone
         if split in found:
-            raise InputError(
-                f"{folder}: both {found[split][0].parent.name} and {each.name} look like {split}; keep one"
-            )
+            other = found[split][0].relative_to(folder).parts[0]
+            raise InputError(f"{folder}: both {other} and {each.name} look like {split}; keep one")
         found[split] = files
     return found
 
@@ -90,7 +96,8 @@ def read_voc(folder: Path, files: list[Path], every: list[Path], bad_boxes: BadB
     pictures, rows, boxes, labels = [], [], [], []
     for row, path in enumerate(files):
         tree = trees[path]
-        pictures.append((picture_of(folder, path, tree), *stated_size(path, tree)))
+        picture = picture_of(folder, path, tree)
+        pictures.append((picture, *(stated_size(path, tree) or upright_size(folder / picture))))
         for each in tree.iter("object"):
             rows.append(row)
             name, (xmin, ymin, xmax, ymax) = read_object(path, each)
@@ -133,9 +140,12 @@ def parse(path: Path) -> ET.Element:
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise InputError(f"{path}: it defines a document type, which annotation files do not need; take it out")
     try:
-        return ET.fromstring(content)  # noqa: S314 see above
+        root = ET.fromstring(content)  # noqa: S314 see above
     except (ET.ParseError, LookupError, ValueError) as error:  # the last two: encodings that it does not know
         raise InputError(f"{path}: not XML ({error})") from None
+    if root.tag == "annotations":
+        raise InputError(f"{path}: CVAT's own XML, of many pictures at once; export the task as COCO or as Pascal VOC")
+    return root
 
 
 def read_object(path: Path, element: ET.Element) -> tuple[str, tuple[float, ...]]:
@@ -158,8 +168,10 @@ def _number(path: Path, element: ET.Element, name: str) -> float:
         raise InputError(f"{path}: <{name}> is {text!r}; expected a number of pixels") from None
 
 
-def stated_size(path: Path, tree: ET.Element) -> tuple[int, int]:
-    """Return height and width as the file states them."""
+def stated_size(path: Path, tree: ET.Element) -> tuple[int, int] | None:
+    """Return height and width as the file states them, None where it says none, or 0 × 0 as some programs write."""
+    if {(tree.findtext(f"size/{side}") or "0").strip() for side in ("height", "width")} == {"0"}:
+        return None
     height, width = (_number(path, tree, f"size/{side}") for side in ("height", "width"))
     if not (1 <= height <= LONGEST and 1 <= width <= LONGEST):
         raise InputError(f"{path}: <size> says {width:g} × {height:g} pixels; write the picture's own size there")
@@ -172,8 +184,9 @@ def picture_of(folder: Path, path: Path, tree: ET.Element) -> Path:
     if stated:
         inside(path, "<filename>", stated, folder)
     names = [stated] if Path(stated).suffix.lower() in SUFFIXES else []
-    names += [path.stem + suffix for suffix in SUFFIXES]
-    places = [path.parent, *(folder / name for name in IMAGE_FOLDERS)]
+    names += [path.stem + suffix for lower in SUFFIXES for suffix in (lower, lower.upper())]
+    above = [each for each in path.parents if each != folder and each.is_relative_to(folder)]  # SPLIT, for one
+    places = [path.parent, *(each / name for each in (*above, folder) for name in IMAGE_FOLDERS)]
     for name in names:
         for place in places:
             if is_file(place / name):

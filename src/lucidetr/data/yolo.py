@@ -1,16 +1,14 @@
 """YOLO data sets: a data.yaml, pictures in folders or lists, and one text file of boxes for each picture."""
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
-from lucidetr.data.decoding import DAMAGED, SUFFIXES, refuse_by_header
+from lucidetr.data.decoding import SUFFIXES, upright_size
 from lucidetr.data.faults import (
     BadBoxes,
     check_boxes,
@@ -24,9 +22,6 @@ from lucidetr.data.faults import (
 from lucidetr.data.splits import NAME_LISTS, SPLIT_WORDS, split_of
 from lucidetr.errors import InputError, unreadable
 
-TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-EXIF_ORIENTATION = 274
-TIFF_SIDES = (256, 257)  # tags of width and height as they are stored
 DEEPEST = 20  # lists in lists of a data.yaml
 
 
@@ -323,25 +318,3 @@ def read_box(where: str, line: str, keypoints: int = 0) -> tuple[int, list[float
         xs, ys = values[::2], values[1::2]
         return kind, [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
     raise InputError(f"{where}: {len(values)} numbers after the class; expected x y width height, or a polygon's x y …")
-
-
-def upright_size(path: Path) -> tuple[int, int]:
-    """Return height and width of a picture as it will be seen: upright. Only its header is read."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap follows
-            with Image.open(path) as image:
-                refuse_by_header(image, path.stat().st_size, str(path))  # now, not in the midst of training
-                width, height = upright_sides(image)
-    except InputError:
-        raise
-    except (Image.DecompressionBombError, *DAMAGED) as error:
-        raise InputError(f"{path}: not an image that can be read ({error})") from None
-    return height, width
-
-
-def upright_sides(image: Image.Image) -> tuple[int, int]:
-    """Return width and height of an opened picture as it will be seen; a TIFF may state them turned already."""
-    tags = getattr(image, "tag_v2", {})
-    width, height = (tags[tag] for tag in TIFF_SIDES) if image.format == "TIFF" else image.size
-    return (height, width) if image.getexif().get(EXIF_ORIENTATION) in TURNED else (width, height)

@@ -2,8 +2,11 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
+
+TWINS = 1.0  # seconds: a service manager and a wrapper may each pass on one and the same signal
 
 
 class Stopped(KeyboardInterrupt):
@@ -15,10 +18,11 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interruption:
-    """Obey Ctrl-C at once until the steps begin; from then on remember the first signal, and obey a second one."""
+    """Obey Ctrl-C at once until the steps begin; from then on remember the first signal, obey a later second one."""
 
     def __init__(self):
         self.number: int | None = None
+        self.since = 0.0
         self.patient = False
         self.before: dict[int, Any] = {}
 
@@ -36,14 +40,21 @@ class Interruption:
             self.before.setdefault(number, signal.signal(number, self.note))
 
     def wait(self) -> None:
-        """Remember signals from now on, instead of obeying them; one that some library has swallowed counts too."""
+        """Remember signals from now on, instead of obeying them; one that some library has swallowed counts too.
+
+        A terminal that is closed sends SIGHUP, which nohup has the run ignore.
+        """
         self.patient = True
         self.heed(signal.SIGTERM)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            self.heed(signal.SIGHUP)
         if self.number is not None:
             raise Stopped(self.number)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Remember or obey a signal."""
-        first, self.number = self.number is None, number
-        if not (self.patient and first):
+        if self.patient and self.number is None:
+            self.number, self.since = number, time.monotonic()
+        elif not self.patient or time.monotonic() - self.since > TWINS:
+            self.number = number
             raise Stopped(number)

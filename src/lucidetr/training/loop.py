@@ -128,16 +128,22 @@ class Run(Prepared):
         self.line.say(f"steps are {said}")
 
     def receive(self, steps: Iterator[list[Batch]], interruption: Interruption) -> list[Batch]:
-        """Return the next step's batch; where it cannot be read, save first: between two steps the state is whole."""
+        """Return the next step's batch; where a rank cannot read it, save first: now the state is whole."""
+        parts, fault = [], None
         try:
-            return next(steps)
+            parts = next(steps)
         except InputError as error:
-            self.save_what_is_new()
-            saved = self.saved if self.clock.step else "before the first step"
-            if interruption.number:  # it also reached the reading processes, before they could leave it to this one
-                self.line.say(f"stopped, {saved}")
-                raise Stopped(interruption.number) from None
-            raise InputError(f"{error} ({saved})" if self.ranks.first else str(error)) from None
+            fault = error
+        if not any(self.ranks.gather([int(fault is not None)])):
+            return parts
+        self.save_what_is_new()
+        self.ranks.wait_for_all()  # nobody leaves before rank 0 has saved: torchrun would end the others
+        saved = self.saved if self.clock.step else "before the first step"
+        if interruption.number:  # it also reached the reading processes, before they could leave it to this one
+            self.line.say(f"stopped, {saved}")
+            raise Stopped(interruption.number) from None
+        told = str(fault or "another rank cannot read its part of the next step: its own message says why")
+        raise InputError(f"{told} ({saved})" if self.ranks.first else told) from None
 
     @property
     def saved(self) -> str:
@@ -338,5 +344,6 @@ class Run(Prepared):
         numbers = {"step": self.clock.step, "seconds": self.clock.seconds, "best": self.best}
         numbers |= {"averaged": self.average.updates if self.average else 0, "skipped": self.guard.in_a_row}
         numbers |= {"owes": self.owes}
+        self.log.sync()
         save_training(self.folder / "checkpoints", self.clock.step, tensors, numbers, before_evaluation=self.owes)
         (self.folder / FIRST_SAVE).unlink(missing_ok=True)

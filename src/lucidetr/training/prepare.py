@@ -11,8 +11,10 @@ from lucidetr.config import TrainConfig
 from lucidetr.conversion.names import Converted
 from lucidetr.conversion.start import start_from
 from lucidetr.data.dataset import open_training_data
+from lucidetr.errors import InputError
+from lucidetr.evaluation.thresholds import BEST
 from lucidetr.models.detr import DETR
-from lucidetr.training.checkpoint import load_newest_training, newest_step
+from lucidetr.training.checkpoint import load_model, load_newest_training, newest_step
 from lucidetr.training.clock import Clock, check_length, count_steps, stopwatch
 from lucidetr.training.distributed import (
     ALONE,
@@ -169,9 +171,23 @@ class Prepared:
         tensors, numbers, notes = load_newest_training(self.folder / "checkpoints")
         for note in notes:
             self.line.say(note)
-        put_back(tensors, self.model, self.optimiser, self.average, self.device)
+        try:
+            put_back(tensors, self.model, self.optimiser, self.average, self.device)
+        except (RuntimeError, KeyError, ValueError) as error:
+            told = str(error).strip().splitlines()[0]
+            place = self.folder / "checkpoints"
+            raise InputError(f"{place}: the newest is of another model ({told}); take it away, then --resume") from None
         if self.average:
             self.average.updates = numbers["averaged"]
         self.guard.in_a_row, self.owes = numbers.get("skipped", 0), numbers.get("owes", False)
-        self.clock.step, self.clock.seconds, self.best = numbers["step"], numbers["seconds"], numbers["best"]
-        self.saved_at = self.clock.seconds
+        self.clock.step, self.clock.seconds = numbers["step"], numbers["seconds"]
+        self.best, self.saved_at = max(numbers["best"], self.best_there_is()), self.clock.seconds
+
+    def best_there_is(self) -> float:
+        """Return the AP of the best model in the folder, which may have been saved after the checkpoint; −1: none."""
+        file = self.folder / BEST
+        try:
+            return load_model(file)[1].metrics.get("AP", -1.0) if file.is_file() else -1.0
+        except InputError as error:
+            self.line.say(f"warning: {error}; the next evaluation writes another")
+            return -1.0

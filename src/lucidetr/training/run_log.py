@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -96,7 +100,14 @@ def trained_as(folder: Path) -> TrainConfig:
 
 def last_start(folder: Path) -> dict[str, Any]:
     """Return how the run in this folder was started the last time, as `describe_run` says it."""
-    return read_json(folder / "run.json", list)[-1]
+    file = folder / "run.json"
+    starts = read_json(file, list)
+    if not starts or not isinstance(starts[-1], dict) or "trained_as" not in starts[-1]:
+        raise InputError(
+            f"{file}: damaged: it does not say how the run was started; start anew: another --out, with "
+            f"--weights {folder}"
+        )
+    return starts[-1]
 
 
 def describe_data(train: Dataset, val: Dataset) -> dict[str, Any]:
@@ -192,7 +203,10 @@ def _commit() -> str | None:
 
 
 class RunLog:
-    """Append one line of numbers at a time to metrics.jsonl and to TensorBoard's event file."""
+    """Append one line of numbers at a time to metrics.jsonl and to TensorBoard's event file.
+
+    The event file is for the eye alone: where it cannot be written, the run says so once and goes on without it.
+    """
 
     def __init__(self, folder: Path, asked: TrainConfig, description: dict[str, Any], step: int, owes: bool = False):
         from torch.utils.tensorboard import SummaryWriter
@@ -202,7 +216,7 @@ class RunLog:
         write_atomically(folder / "run.json", json.dumps([*starts, description], indent=2).encode())
         write_atomically(folder / "config.json", json.dumps(to_dict(asked), indent=2).encode())
         drop_lines_after(self.path, step, owes)
-        self.board = SummaryWriter(str(folder), purge_step=step + 1)
+        self.board: SummaryWriter | None = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line; numbers go to TensorBoard too, lists by their index."""
@@ -213,16 +227,44 @@ class RunLog:
             raise InputError(
                 f"{self.path}: cannot be written ({error.strerror}); free some space, then --resume"
             ) from None
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self.board.add_scalar(name, value, step)
-            elif isinstance(value, list):
-                for layer, each in enumerate(value, start=1):
-                    self.board.add_scalar(f"{name}/layer_{layer}", each, step)
+        with self.board_may_fail():
+            for name, number in flat(values):
+                if self.board:
+                    self.board.add_scalar(name, number, step)
+
+    @contextmanager
+    def board_may_fail(self) -> Iterator[None]:
+        """Go on without TensorBoard's file, if there is one still, once it cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            self.board = None
+            warnings.warn(f"TensorBoard's file cannot be written any more ({error.strerror})", stacklevel=3)
+
+    def sync(self) -> None:
+        """Have the disk keep what was written so far, as it keeps the checkpoint that speaks of it."""
+        if self.path.is_file():
+            with open(self.path, "rb") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         """Finish the event file."""
-        self.board.close()
+        with self.board_may_fail():
+            if self.board:
+                self.board.close()
+
+
+def flat(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield all numbers by name, those of a list by their layer.
+
+    >>> list(flat({"loss": 3.0, "giou": [0.2, 0.1], "stall": "nothing is learned"}))
+    [('loss', 3.0), ('giou/layer_1', 0.2), ('giou/layer_2', 0.1)]
+    """
+    for name, value in values.items():
+        if isinstance(value, (int, float)):
+            yield name, value
+        elif isinstance(value, list):
+            yield from ((f"{name}/layer_{layer}", each) for layer, each in enumerate(value, start=1))
 
 
 class NoLog:
@@ -230,6 +272,9 @@ class NoLog:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write nothing."""
+
+    def sync(self) -> None:
+        """Keep nothing."""
 
     def close(self) -> None:
         """Close nothing."""
@@ -241,11 +286,23 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file that a run appends to, oldest first; none where there is no such file."""
+    """Return the lines of a file that a run appends to, oldest first; none where there is no such file.
+
+    A killed run can leave half a last line, a power cut zeros among the last ones: such lines say nothing.
+    """
     if not path.is_file():
         return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")  # a killed run can leave half a last line
-    return [json.loads(line) for line in whole]
+    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [line for line in map(_line, whole) if line is not None]
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """Return what a line says, None where it cannot be read."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) else None
 
 
 def drop_lines_after(path: Path, step: int, owes: bool = False) -> None:
@@ -254,6 +311,6 @@ def drop_lines_after(path: Path, step: int, owes: bool = False) -> None:
     So is the evaluation of the last step where the run still `owes` it.
     """
     if path.is_file():
-        lines = [line for line in read_lines(path) if line["step"] <= step]
+        lines = [line for line in read_lines(path) if line.get("step", math.inf) <= step]
         kept = [line for line in lines if not (owes and line["step"] == step and {"val/AP", "stall"} & line.keys())]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -54,7 +54,7 @@ class Service:
             Route("/model", self.model),
             Route("/samples", self.samples),
             Route("/samples/{number}", self.sample),
-            Route("/health", lambda _: JSONResponse({"status": "up"})),
+            Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/metrics", lambda _: Response(self.metrics.text(), media_type="text/plain; version=0.0.4")),
             Route("/openapi.json", lambda _: JSONResponse(openapi())),
@@ -139,6 +139,12 @@ class Service:
             async with asyncio.timeout(GATHER_SECONDS):
                 await self.keeper.gathered.wait()
         return self.keeper.samples
+
+    async def health(self, _: Request) -> Response:
+        """Say whether the service is up; one whose worker dies again and again should be started anew."""
+        if self.keeper.falls:
+            raise HTTPException(503, "the process that computes dies again and again; the log says when")
+        return JSONResponse({"status": "up"})
 
     async def ready(self, _: Request) -> Response:
         """Say whether pictures can be looked at."""

@@ -19,6 +19,7 @@ from lucidetr.deployment.service.metrics import Metrics
 WORKER = "lucidetr.deployment.service.worker"
 PATIENCE = 120.0  # seconds that the worker may take from one answer to the next before it counts as hung
 LONGEST_PAUSE = 10.0  # seconds between two attempts to start a worker
+MANY, WITHIN = 3, 60.0  # so many deaths of workers in so many seconds are no accidents
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 log = logging.getLogger("lucidetr.service")
 
@@ -80,6 +81,7 @@ class Keeper:
         self.gathered = asyncio.Event()
         self.ready = False
         self.failure = ""
+        self.deaths: deque[float] = deque(maxlen=MANY)  # when the last workers died, by the loop's clock
         self.process: Any = None
         metrics.waiting.set_function(lambda: len(self.waiting))
 
@@ -103,12 +105,19 @@ class Keeper:
             self.waiting = deque(each for each in self.waiting if each[1] is not answer)
             raise
 
+    @property
+    def falls(self) -> bool:
+        """Say whether one worker after the other dies."""
+        now = asyncio.get_running_loop().time()
+        return len(self.deaths) == MANY and now - self.deaths[0] < WITHIN
+
     async def run(self) -> None:
         """Start a worker, and another whenever it dies, until cancelled or until the first cannot load the model."""
         pause = 0.0
         try:
             while True:
                 pause = await self.one_life(pause)
+                self.deaths.append(asyncio.get_running_loop().time())
                 if self.about is None:
                     self.failure = self.failure or "the process that loads the model has died; is there memory enough?"
                     return
@@ -130,7 +139,7 @@ class Keeper:
         fed = asyncio.create_task(self.feed(connection))
         try:
             await asyncio.wait({died, fed}, return_when=asyncio.FIRST_COMPLETED)
-            return 0.0 if self.ready else longer
+            return 0.0 if self.ready and not self.falls else longer
         finally:
             fed.cancel()
             self.kill()  # a thread may be listening to it, and ends when it does
