@@ -263,6 +263,7 @@ BESIDES = (
     Rung("identity-blocks", "the backbone's blocks start as identities", {"model.backbone.zero_residual": True}),
     Rung("mosaic", "half of the pictures are four at half size, till half of the run", {"augmentation.mosaic": 0.5}),
     Rung("growing", "pictures grow from two thirds, till half of the run", {"augmentation.start_size": 0.67}),
+    Rung("decay", "each step also shrinks all weights, by the rate's share of them", {"optimiser.weight_decay": 1.0}),
 )
 
 
