@@ -12,7 +12,7 @@ from benchmarks.measure import Threads, note, read_options
 from benchmarks.pair import card_of, tiny, untrained
 from lucidetr.config import ModelCard
 from lucidetr.data.dataset import open_dataset
-from lucidetr.deployment.engines import open_exported, sides
+from lucidetr.deployment.exported import open_exported, sides
 from lucidetr.deployment.export import (
     SUFFIXES,
     compare,

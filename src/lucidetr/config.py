@@ -306,6 +306,8 @@ class TrainConfig:
     """Share of the training images set aside when the data has no validation split."""
     bad_boxes: Literal["refuse", "drop"] = "refuse"
     """drop: leave out boxes without area and cut boxes over the picture's edge, instead of refusing the file."""
+    bad_pictures: Literal["stop", "skip"] = "stop"
+    """skip: in place of a training picture that cannot be decoded take the next one, and say so; the run goes on."""
     out: str = ""
     """Folder of this run."""
     epochs: float = 0.0

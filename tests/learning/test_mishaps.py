@@ -1,14 +1,20 @@
 """What goes wrong around a run: doubled signals, torn logs, full disks, other people's checkpoints, lost pictures."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
+from lucidetr.config import ImageConfig
+from lucidetr.data.batching import step_samples, training_steps
+from lucidetr.data.dataset import open_dataset
 from lucidetr.errors import InputError
 from lucidetr.training import interrupt, loop
 from lucidetr.training.checkpoint import load_model, load_newest_training, newest_step, save_model, save_training
@@ -158,3 +164,60 @@ def test_a_picture_that_one_rank_cannot_read_loses_nothing(tmp_path, loser):
     other = "another rank cannot read its part of the next step: its own message says why"
     saved = " (saved after step 2; --resume goes on from there)"
     assert said == ([own + saved, other] if loser == 0 else [other + saved, own])
+
+
+def steps_of(data, skips, workers=0):
+    train = replace(open_dataset(str(data), "train"), skips=skips)
+    images = ImageConfig(resize="square", size=32)
+    return training_steps(train, images, None, seed=0, batch=4, micro_batch=2, workers=workers)
+
+
+def planted(folder):
+    """Write eight pictures, of which the third is damaged and the last of another size than is said."""
+    names = [f"{number}.png" for number in range(8)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (40, 30), (number * 30, 0, 0)).save(folder / name)
+    (folder / names[2]).write_bytes((folder / names[2]).read_bytes()[:60])
+    Image.new("RGB", (41, 30)).save(folder / names[7])
+    images = [{"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(names)]
+    boxes = [{"id": i + 1, "image_id": i, "category_id": 1, "bbox": [5, 6, 10, 20]} for i in range(8)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
+    (folder / "train.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_pictures_are_skipped_if_that_is_asked_for(tmp_path, capfd, workers):
+    data = planted(tmp_path)
+    steps = steps_of(data, skips=True, workers=workers)
+    with closing(steps):
+        seen = [i for _ in range(4) for part in next(steps) for i in part.image_ids]
+    expected = [{2: 3, 7: 0}.get(index, index) for step in range(4) for _, index in step_samples(8, 0, step, 4)]
+    assert seen == expected
+    said = capfd.readouterr().err
+    for name in ("2.png: ", "7.png: image 7 is 41 × 30 pixels"):
+        assert 1 <= said.count(f"warning: skipped in training: {tmp_path / name}") <= max(workers, 1)
+    with closing(steps_of(data, skips=False, workers=workers)) as steps, pytest.raises(InputError, match=r"[27]\.png"):
+        for _ in range(2):
+            next(steps)
+
+
+def test_where_all_pictures_would_be_skipped_the_run_stops(tmp_path):
+    data = planted(tmp_path)
+    for file in data.glob("*.png"):
+        file.write_bytes(b"")
+    with closing(steps_of(data, skips=True)) as steps, pytest.raises(InputError, match="none of 8 images can be read"):
+        next(steps)
+
+
+def test_a_run_that_stopped_at_a_damaged_picture_goes_on_without_it(tmp_path):
+    data, run = planted(tmp_path), tmp_path / "run"
+    content = json.loads((data / "train.json").read_text())
+    sound = {"images": content["images"][:1], "annotations": content["annotations"][:1]}
+    (data / "val.json").write_text(json.dumps(content | sound))
+    config = short(run, data=str(data), batch=4, micro_batch=2, cache_gb=0.0)
+    with pytest.raises(InputError, match=r"\.png"):
+        loop.train(config)
+    (data / "4.png").write_bytes((data / "4.png").read_bytes()[:70])
+    loop.train(replace(config, resume=True, bad_pictures="skip"))
+    assert newest_step(run) == 3

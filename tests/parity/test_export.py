@@ -21,8 +21,8 @@ from lucidetr.config import ImageConfig, ModelCard, ModelConfig
 from lucidetr.data.dataset import open_dataset
 from lucidetr.deployment import export as exporting
 from lucidetr.deployment.detector import Detector
-from lucidetr.deployment.engines import Exported, open_exported, sides
 from lucidetr.deployment.export import SUFFIXES, WRITERS, differences, export, metadata, onnx_to_openvino, trace
+from lucidetr.deployment.exported import Exported, open_exported, sides
 from lucidetr.errors import InputError
 from lucidetr.evaluation.detect import detect
 from lucidetr.models.detr import DETR

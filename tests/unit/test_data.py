@@ -19,6 +19,7 @@ from lucidetr.cli.data import run as data_verb
 from lucidetr.config import AugmentationConfig, ImageConfig, TrainConfig
 from lucidetr.data.batching import (
     CountFrom,
+    Cut,
     Steps,
     allow_open_files,
     build_augmentation,
@@ -414,7 +415,7 @@ def test_a_reading_process_that_is_not_forked_can_be_given_every_data_set(tmp_pa
     images = ImageConfig(size=48, resize="square")
     change = build_augmentation(AugmentationConfig(), images)
     for dataset in (stored, stored.subset(np.array([2, 0]), "some"), open_dataset("generated:digits?train=3", "train")):
-        steps = Steps(dataset, images, change, 0, (2, 2, (0, 1)))
+        steps = Steps(dataset, images, change, 0, Cut(2, 2))
         again = pickle.loads(pickle.dumps(steps))  # noqa: S301, what was pickled here
         assert torch.equal(again.dataset.image(1), dataset.image(1))
         assert torch.equal(again.parts(0, 0.0)[0].images, steps.parts(0, 0.0)[0].images)

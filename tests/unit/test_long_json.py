@@ -25,7 +25,7 @@ def read(path, text, block=2, window=5):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(long_json, "BLOCK", block)
         patch.setattr(long_json, "WINDOW", window)
-        content = long_json.read_json(path, {"long": lambda first, items: blocks.append((first, items))}, float)
+        content = long_json.read_in_blocks(path, {"long": lambda first, items: blocks.append((first, items))}, float)
     if isinstance(content, dict) and blocks:
         content["long"] = [item for _, items in blocks for item in items]
     return content, blocks
@@ -103,8 +103,8 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "twice.json"
     path.write_text('{"info": {}, "list": [1], "info": {}, "other": 2, "list": [3]}')
     with pytest.raises(InputError, match="the list 'list' stands there twice, and only one could count"):
-        long_json.read_json(path, {}, float, once=("list",))
-    assert long_json.read_json(path, {}, float)["list"] == [3]
+        long_json.read_in_blocks(path, {}, float, once=("list",))
+    assert long_json.read_in_blocks(path, {}, float)["list"] == [3]
 
 
 @pytest.mark.parametrize("text", ["3", "null", '"long"', "[1, 2]", "{}", '{"long": 3}', '{"long": {"long": [1]}}'])
@@ -126,7 +126,7 @@ def test_outlines_are_left_out_and_nothing_else(tmp_path, window):
     if window == 1000:
         path = tmp_path / "outlines.json"
         path.write_text(json.dumps({"long": [{"segmentation": outline} for outline in outlines]}))
-        assert long_json.read_json(path, {"long": lambda first, items: items}, float)["long"][0] == [
+        assert long_json.read_in_blocks(path, {"long": lambda first, items: items}, float)["long"][0] == [
             {"segmentation": 0}, {"segmentation": 0}, {"segmentation": 0}, {"segmentation": outlines[3]},
         ]  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_the_search_for_cycles_goes_on_as_it_was(tmp_path, text, enabled):
         if not enabled:
             gc.disable()
         with nullcontext() if text.endswith("[1]}") else pytest.raises(ValueError):
-            long_json.read_json(path, {"long": lambda first, items: seen.append(gc.isenabled())}, refuse)
+            long_json.read_in_blocks(path, {"long": lambda first, items: seen.append(gc.isenabled())}, refuse)
         assert gc.isenabled() == enabled
     finally:
         gc.enable()

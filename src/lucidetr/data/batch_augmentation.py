@@ -33,7 +33,7 @@ Draws = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
-class Objects:
+class BatchObjects:
     """Hold the objects of all images of a batch in one list, those of its first image first."""
 
     image: Int[np.ndarray, " object"]
@@ -56,7 +56,7 @@ class BatchAugmentation:
         side = side_at(progress, config, self.images)
         few = max(PIXELS_AT_ONCE // self.images.size**2, 1)
         parts = [slice(start, start + few) for start in range(0, len(indices), few)]
-        images = torch.cat([self.pixels(pictures[each], part_of(draws, each), maps[each], side) for each in parts])
+        images = torch.cat([self.pixels(pictures[each], draws_of(draws, each), maps[each], side) for each in parts])
         sizes = [(int(height), int(width)) for height, width in dataset.annotations.sizes[list(indices)]]
         ids = dataset.annotations.image_ids[list(indices)].tolist()
         return collated(images, moved_objects(objects, maps, side), tuple(ids), tuple(sizes))
@@ -74,7 +74,7 @@ class BatchAugmentation:
 
     def scenes(
         self, dataset: Dataset, indices: Sequence[int], draws: Draws, progress: float
-    ) -> tuple[UInt8[Tensor, "batch 3 size size"], Objects]:
+    ) -> tuple[UInt8[Tensor, "batch 3 size size"], BatchObjects]:
         """Return the pictures before any change, single or as mosaics, and their objects."""
         config = self.config
         in_time = config.mosaic_from <= progress < config.mosaic_until
@@ -91,7 +91,7 @@ class BatchAugmentation:
             boxes.append(scene[1])
             labels.append(scene[2])
         owner = np.repeat(np.arange(len(indices)), [len(each) for each in labels])
-        return torch.stack(pictures), Objects(owner, 2 * np.concatenate(boxes) - 1, np.concatenate(labels))
+        return torch.stack(pictures), BatchObjects(owner, 2 * np.concatenate(boxes) - 1, np.concatenate(labels))
 
 
 def picture(
@@ -125,7 +125,7 @@ def draw(seeds: Sequence[int]) -> Draws:
     return dict(zip(DRAWS, numbers.T, strict=True))
 
 
-def part_of(draws: Draws, part: slice) -> Draws:
+def draws_of(draws: Draws, part: slice) -> Draws:
     """Return the random numbers of some images of a batch."""
     return {name: numbers[part] for name, numbers in draws.items()}
 
@@ -180,7 +180,7 @@ def moved(
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def moved_objects(objects: Objects, maps: Float[np.ndarray, "batch 2 3"], side: int) -> Objects:
+def moved_objects(objects: BatchObjects, maps: Float[np.ndarray, "batch 2 3"], side: int) -> BatchObjects:
     """Return the objects moved by their images' maps and cut to the picture; those of which too little is left go."""
     own = maps[objects.image]
     corners = objects.boxes_xyxy.reshape(-1, 2, 2) @ own[:, :, :2].swapaxes(1, 2) + own[:, None, :, 2]
@@ -189,7 +189,7 @@ def moved_objects(objects: Objects, maps: Float[np.ndarray, "batch 2 3"], side: 
     sides = boxes[:, 2:] - boxes[:, :2]
     whole = (high - low).prod(1)
     keep = (sides * side / 2 >= SMALLEST_SIDE).all(1) & (sides.prod(1) >= SMALLEST_SHARE * whole)
-    return Objects(objects.image[keep], boxes[keep], objects.labels[keep])
+    return BatchObjects(objects.image[keep], boxes[keep], objects.labels[keep])
 
 
 def coloured(
@@ -214,7 +214,7 @@ def coloured(
 
 def collated(
     images: Float[Tensor, "batch 3 height width"],
-    objects: Objects,
+    objects: BatchObjects,
     ids: tuple[int, ...],
     sizes: tuple[tuple[int, int], ...],
 ) -> Batch:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -101,12 +102,21 @@ class CountFrom:
 FROM_THE_START = CountFrom()
 
 
+class Cut(NamedTuple):
+    """Say how a batch is cut: images of all ranks together, images passed at once, and whose share (rank, of)."""
+
+    batch: int
+    micro_batch: int
+    share: tuple[int, int] = WHOLE
+
+
 class Steps(TorchDataset):
     """Make the batches of one optimiser step, by its number and progress: what a worker process is asked for."""
 
-    def __init__(self, dataset: Dataset, images: ImageConfig, augmentation: Change, seed: int, cut: tuple):
+    def __init__(self, dataset: Dataset, images: ImageConfig, augmentation: Change, seed: int, cut: Cut):
         self.dataset, self.images, self.augmentation, self.seed = dataset, images, augmentation, seed
         self.batch, self.micro_batch, (self.rank, self.ranks) = cut
+        self.passed_over: set[int] = set()
 
     def __getitem__(self, index: tuple[int, float]) -> list[Batch] | InputError:
         try:
@@ -122,6 +132,28 @@ class Steps(TorchDataset):
         return [self.part(chosen[at : at + self.micro_batch], progress) for at in starts]
 
     def part(self, chosen: list[tuple[int, int]], progress: float) -> Batch:
+        """Return the samples of those (epoch, index) as one batch, or of the next ones where some shall be skipped."""
+        try:
+            return self.made(chosen, progress)
+        except InputError:
+            if not self.dataset.skips:
+                raise
+        return self.made([(epoch, self.readable(index)) for epoch, index in chosen], progress)
+
+    def readable(self, index: int) -> int:
+        """Return the first image from this one on that can be read; what is passed over is said once by each reader."""
+        for after in range(len(self.dataset)):
+            there = (index + after) % len(self.dataset)
+            try:
+                self.dataset.image(there)
+                return there
+            except InputError as error:
+                if there not in self.passed_over:
+                    print(f"warning: skipped in training: {error}", file=sys.stderr, flush=True)
+                self.passed_over.add(there)
+        raise InputError(f"{self.dataset.name}: none of {len(self.dataset)} images can be read")
+
+    def made(self, chosen: list[tuple[int, int]], progress: float) -> Batch:
         """Return the samples of those (epoch, index) as one batch."""
         change, indices = self.augmentation, [index for _, index in chosen]
         if change is None or progress >= change.config.until:
@@ -158,7 +190,7 @@ def training_steps(
     counting is done in this process, up to two steps for each worker ahead of the step that is taken. A picture that
     cannot be read and a worker that died are InputErrors, raised where the next step's batches are asked for.
     """
-    steps = Steps(dataset, images, augmentation, seed, (batch, micro_batch, share))
+    steps = Steps(dataset, images, augmentation, seed, Cut(batch, micro_batch, share))
     if workers:
         allow_open_files(workers, parts=-(-batch // share[1] // micro_batch))
     own = torch.Generator()  # the loader draws a number when it starts; not from the model's random state

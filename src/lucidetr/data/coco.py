@@ -14,7 +14,7 @@ import numpy as np
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.data.faults import BadBoxes, check_boxes, inside, is_file, listing, refuse_duplicates
-from lucidetr.data.long_json import read_json
+from lucidetr.data.long_json import read_in_blocks
 from lucidetr.data.splits import SPLIT_WORDS, find_names, split_of
 from lucidetr.errors import InputError
 
@@ -131,7 +131,7 @@ def _load_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file")
     try:
         rows = {"annotations": lambda first, block: _rows(path, first, block)}
-        content = read_json(path, rows, _refuse_constant, once=LISTS)
+        content = read_in_blocks(path, rows, _refuse_constant, once=LISTS)
     except InputError as error:
         raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
     except json.JSONDecodeError as error:

@@ -31,6 +31,7 @@ class Dataset:
     annotations: Annotations
     read: Pixels
     stored: bool = True  # as files in the annotations' folder; what is generated is not, whatever lies there
+    skips: bool = False  # in training, a picture that cannot be read; the next one takes its place
     room: float = 0.0  # gigabytes
     reserved: dict[int, float] = field(default_factory=dict, repr=False)  # of it, for all images at a side
     # by index and side, 0 being the picture as decoded
@@ -170,7 +171,8 @@ def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]
         )
     val = in_categories_of(train, val)
     notes += mended(val) + shared_files(train, val)
-    return train.keep(gigabytes), val.keep(config.cache_gb), notes
+    train = replace(train.keep(gigabytes), skips=config.bad_pictures == "skip")
+    return train, val.keep(config.cache_gb), notes
 
 
 def mended(dataset: Dataset) -> list[str]:

@@ -22,7 +22,7 @@ OUTLINE = re.compile(r'"segmentation"\s*:\s*\[\s*(?:\[[^][{}"]*\][\s,]*)*\]')
 Reduce = Callable[[int, list[Any]], Any]
 
 
-def read_json(
+def read_in_blocks(
     path: Path, long: Mapping[str, Reduce], constant: Callable[[str], Any], once: Collection[str] = ()
 ) -> Any:
     """Return the content of a file, each list that `long` names at the top as what is made of its blocks.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lucidetr.boxes import cxcywh_to_xyxy
 from lucidetr.config import ImageConfig, TrainConfig
-from lucidetr.data.batching import Steps, build_augmentation
+from lucidetr.data.batching import Cut, Steps, build_augmentation
 from lucidetr.data.dataset import Dataset
 from lucidetr.drawing import draw_boxes
 from lucidetr.structures import Batch
@@ -36,7 +36,7 @@ def draw_augmented(dataset: Dataset, config: TrainConfig, number: int, versions:
     number = min(number, len(dataset))
     chosen = np.sort(np.random.default_rng(config.seed).permutation(len(dataset))[:number]).tolist()
     change = build_augmentation(config.augmentation, config.images)
-    cut = (versions, versions, (0, 1))
+    cut = Cut(batch=versions, micro_batch=versions)
     plain = Steps(dataset, config.images, None, config.seed, cut)
     changed = Steps(dataset, config.images, change, config.seed, cut)
     cells: list[Image.Image] = []

@@ -12,7 +12,7 @@ from torch import nn
 from lucidetr.config import ModelCard
 from lucidetr.data.decoding import as_image
 from lucidetr.data.preprocessing import Sample, make_batch, prepare
-from lucidetr.deployment.engines import OPENERS, open_exported
+from lucidetr.deployment.exported import OPENERS, open_exported
 from lucidetr.deployment.inference import build_engine, quicken
 from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR

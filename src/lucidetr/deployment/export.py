@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from lucidetr.config import ModelCard
 from lucidetr.data.preprocessing import make_batch, prepare
-from lucidetr.deployment.engines import CARD, EXTRA, OUTPUTS, open_exported, sides
+from lucidetr.deployment.exported import CARD, EXTRA, OUTPUTS, open_exported, sides
 from lucidetr.errors import InputError, imported
 from lucidetr.fields import to_dict
 from lucidetr.models.backbones import ResNet

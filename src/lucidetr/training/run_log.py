@@ -39,6 +39,7 @@ FREE_ON_RESUME = {
     "replay",
     "micro_batch",
     "recompute",
+    "bad_pictures",
 }
 FIRST_SAVE = "first-save"  # stands in the folder while a run's first models are there and its first checkpoint is not
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "faster-coco-eval")

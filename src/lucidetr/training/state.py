@@ -27,13 +27,13 @@ def put_back(
     device: torch.device,
 ) -> None:
     """Put back what `training_tensors` returned."""
-    model.load_state_dict(part_of(tensors, "model."))
+    model.load_state_dict(with_prefix(tensors, "model."))
     load_optimiser(optimiser, tensors)
     if average:
-        average.model.load_state_dict(part_of(tensors, "average."))
-    set_random_state(part_of(tensors, "random."), device)
+        average.model.load_state_dict(with_prefix(tensors, "average."))
+    set_random_state(with_prefix(tensors, "random."), device)
 
 
-def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
