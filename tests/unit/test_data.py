@@ -500,7 +500,7 @@ def test_a_picture_of_another_size_than_stated_is_refused(tmp_path):
     write_splits(open_splits(FEW), tmp_path, "coco")
     Image.new("RGB", (64, 128)).save(tmp_path / "train" / "000003.png")
     dataset = open_dataset(str(tmp_path), "train")
-    with pytest.raises(InputError, match=r"000003.png: image 3 is 64 × 128 pixels, the annotations say 128 × 128"):
+    with pytest.raises(InputError, match=r"000003.png: image 3 is 64 × 128 pixels; the annotations say 128 × 128"):
         dataset.image(2)
 
 
@@ -513,3 +513,17 @@ def test_images_stay_in_memory_only_when_all_fit():
         kept = counted.keep(gigabytes)
         assert torch.equal(kept.image(4), kept.image(4))
         assert len(reads) == expected
+
+
+def test_a_picture_that_its_note_turns_is_not_to_be_mended_by_other_numbers(tmp_path):
+    """Exchanged numbers would be accepted, and the boxes lie elsewhere than the pixels."""
+    write_splits(open_splits("generated:digits?size=64&train=2&val=2"), tmp_path, "coco")
+    content = json.loads((tmp_path / "annotations" / "train.json").read_text())
+    content["images"][0] |= {"width": 64, "height": 48}
+    (tmp_path / "annotations" / "train.json").write_text(json.dumps(content))
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "train" / content["images"][0]["file_name"], exif=turned)
+    said = "is 48 × 64 pixels, as its EXIF note turns it; the annotations say 64 × 48: save the picture upright"
+    with pytest.raises(InputError, match=said):
+        open_dataset(str(tmp_path), "train", "drop").image(0)
