@@ -10,6 +10,17 @@ from typing import Any
 from benchmarks.peers import PEERS
 from lucidetr.studies.experiment import spread
 
+# each contender is drawn alike in every chart; curves of the same one differ by their marker
+COLOURS = {
+    "lucid-xs": "tab:blue",
+    "transformers-rtdetrv2": "tab:red",
+    "transformers-dfine": "tab:green",
+    "transformers-detr": "tab:gray",
+    "detr-xs": "black",
+    "lucid-s": "tab:cyan",
+}
+OTHERS = ("tab:purple", "tab:orange", "tab:brown", "tab:pink", "tab:olive")
+MARKERS = ("o", "s", "^", "D", "v")
 MARKS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the budget in the table
 # settings beside the contender that make another experiment, and how a curve says what is its own
 APART = {
@@ -29,9 +40,14 @@ class Curve:
     lines: list[dict[str, Any]]
 
     @property
+    def contender(self) -> str:
+        """Return which recipe or peer it is."""
+        return self.lines[0]["settings"]["contender"]
+
+    @property
     def ours(self) -> bool:
         """Say whether it is a recipe of ours."""
-        return self.lines[0]["settings"]["contender"] not in PEERS
+        return self.contender not in PEERS
 
     @property
     def minutes(self) -> float:
@@ -97,20 +113,24 @@ def draw(curves: Sequence[Curve], out: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    curves = sorted(curves, key=lambda curve: (not curve.ours, curve.contender, -curve.minutes))
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
-        for number, curve in enumerate(curves):
-            style: dict[str, Any] = {"color": f"C{number}", "linestyle": "-" if curve.ours else "--"}
+        for curve, (colour, marker) in zip(curves, looks(curves), strict=True):
+            style: dict[str, Any] = {"color": colour, "linestyle": "-" if curve.ours else "--"}
             for line in curve.lines if len(curve.lines) > 1 else ():
                 axes.plot(
                     [s / 60 for s, *_ in line["points"]], [ap for _, ap, _ in line["points"]], alpha=0.25, **style
                 )
             minutes, aps = [s / 60 for s, *_ in curve.points], [ap for _, ap, _ in curve.points]
-            axes.plot(minutes, aps, marker="o", markersize=3, label=curve.name, **style)
+            axes.plot(minutes, aps, marker=marker, markersize=4, label=curve.name, **style)
         settings = curves[0].lines[0]["settings"]
         axes.set(xscale="log", xlabel="minutes of training", ylabel="AP, validation split", ylim=(0, None))
         marks = [share * max(curve.minutes for curve in curves) for share in MARKS]
+        first = min(seconds for curve in curves for seconds, *_ in curve.points) / 60
+        while marks[0] > 1.5 * first:  # ticks go down to the first look
+            marks.insert(0, marks[0] / 2)
         axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
         axes.set_xticks([], minor=True)
         place = f"{settings['side']} × {settings['side']} pixels, threads: {settings['threads']}"
@@ -118,6 +138,14 @@ def draw(curves: Sequence[Curve], out: Path) -> None:
         axes.legend(frameon=False)
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=120)
+
+
+def looks(curves: Sequence[Curve]) -> list[tuple[str, str]]:
+    """Return colour and marker of every curve: the contender has the one, and its curves differ by the other."""
+    names = [curve.contender for curve in curves]
+    others = [name for name in dict.fromkeys(names) if name not in COLOURS]
+    colours = COLOURS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
+    return [(colours[name], MARKERS[names[:i].count(name) % len(MARKERS)]) for i, name in enumerate(names)]
 
 
 def machine(curves: Sequence[Curve]) -> str:

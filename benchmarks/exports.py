@@ -12,7 +12,6 @@ from benchmarks.measure import Threads, note, read_options
 from benchmarks.pair import card_of, tiny, untrained
 from lucidetr.config import ModelCard
 from lucidetr.data.dataset import open_dataset
-from lucidetr.deployment.exported import open_exported, sides
 from lucidetr.deployment.export import (
     SUFFIXES,
     compare,
@@ -23,6 +22,7 @@ from lucidetr.deployment.export import (
     write_onnx,
     write_torch,
 )
+from lucidetr.deployment.exported import open_exported, sides
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import RECIPES, recipe
 

@@ -47,6 +47,8 @@ def draw_boxes(
         ink, font = colour(label), fonts[caption.isascii()]
         left, top, right, bottom = _inside(box, picture.size)
         pen.rectangle((left, top, right, bottom), outline=ink, width=line)
+        if not caption:
+            continue
         _, _, width, height = pen.textbbox((0, 0), caption, font=font)
         x = min(left, max(picture.width - width - 2, 0))
         y = top - height - 2 if top >= height + 2 else top

@@ -183,6 +183,56 @@ def test_a_box_is_shown_to_be_found_layer_by_layer(visit, run, tmp_path):
     assert page.inner_text("#seen") == "3"
 
 
+def test_a_box_is_never_explained_by_another_query_that_lies_there(visit, run, tmp_path):
+    page, file = visit(), file_of(tmp_path)
+    said = look_json(load(run, "cpu"), read_image(file))
+    absent = f"Its query is not among the {len(said['queries'])} best"
+
+    def other(query):
+        scores = {key: score + 1 for key, score in query["scores_by_category"].items()}
+        return query | {"query": query["query"] + 100, "scores_by_category": scores}
+
+    others = [other(query) for query in said["queries"]]
+    page.route("**/look", lambda route: route.fulfill(json=said | {"queries": others}))
+    upload(page, file)
+    threshold(page, 0)
+    page.locator("#found button").first.click()
+    wait_for(page, absent)
+    assert page.locator("#how").is_hidden()
+    page.unroute("**/look")
+    page.route("**/look", lambda route: route.fulfill(json=said | {"queries": [*others, *said["queries"]]}))
+    page.set_input_files("#file", file_of(tmp_path, "again.png"))
+    wait_for(page, "in again.png")
+    threshold(page, 0)
+    explained = 0
+    for place in range(8):  # some of them the second class of a query, some of a query too weak to be looked into
+        page.locator("#found button").nth(place).click()
+        page.wait_for_function("() => !document.getElementById('says').textContent.startsWith('Looking')")
+        if page.locator("#how").is_visible():
+            assert re.match(r"Query [0-7] of 8 made this box", page.inner_text("#query"))
+            explained += 1
+    assert explained >= len(said["queries"])
+
+
+def test_a_page_opened_while_the_model_is_loaded_waits_for_it(browser, address, tmp_path):
+    page, tries = browser.new_page(), []
+
+    def busy_for_long(route):
+        tries.append(1)
+        refusal = {"status": 503, "headers": {"Retry-After": "0.1"}, "json": {"error": "the model is being loaded"}}
+        route.fulfill(**refusal) if len(tries) <= 12 else route.continue_()
+
+    page.route("**/model", busy_for_long)
+    page.goto(address)
+    page.set_input_files("#file", file_of(tmp_path))
+    wait_for(page, "The model is being loaded")
+    page.wait_for_selector("#work:not([hidden])")
+    assert len(tries) == 13
+    assert page.inner_text("#model").startswith("run: tiny")
+    assert page.locator("#error").is_hidden()
+    page.close()
+
+
 def decoded(heat):
     return np.frombuffer(base64.b64decode(heat["cells"]), np.uint8) * (heat["largest"] / 255)
 

@@ -86,6 +86,23 @@ def test_a_page_shows_no_more_than_24_pictures_and_faults_first(tmp_path):
     assert all(each.uri for each in shown[1:])
 
 
+def test_a_picture_is_shown_with_the_one_it_looks_like(tmp_path):
+    data = plant(tmp_path / "data")
+    (data / "valid").mkdir()
+    pixels = np.asarray(Image.open(data / "train" / "3.png"))
+    Image.fromarray(pixels).save(data / "valid" / "twin.png", compress_level=0)
+    images = [{"id": 1, "file_name": "twin.png", "width": 80, "height": 60}]
+    content = json.loads((data / "train" / "_annotations.coco.json").read_text())
+    content |= {"images": images, "annotations": [content["annotations"][0] | {"bbox": [10, 10, 20, 20]}]}
+    (data / "valid" / "_annotations.coco.json").write_text(json.dumps(content))
+    report = diagnose(data)
+    (finding,) = [each for each in report.findings if each.kind == "splits-look-alike"]
+    (shown,) = worst_pictures(report.raws, [finding])
+    assert {shown.path.name, shown.twin.path.name} == {"3.png", "twin.png"}
+    write_page(report, tmp_path / "page.html")
+    assert f"what it looks like, {shown.twin.path.name}" in (tmp_path / "page.html").read_text()
+
+
 def test_box_shapes_are_counted(tmp_path):
     shares, sides, ratios = (bars for _, bars in box_shapes(diagnose(plant(tmp_path / "data")).raws))
     # sides: 20 (annotation 1), √(20 · 12), √(20 · 13), √(20 · 14), and √200 four times; of pictures of √4800 = 69.3

@@ -354,6 +354,13 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch):
             call()
 
 
+def test_a_box_without_a_caption_is_four_lines():
+    drawn = draw_boxes(torch.zeros(3, 60, 60, dtype=torch.uint8), torch.tensor([[10.0, 20.0, 50.0, 50.0]]), [""], [0])
+    coloured = np.asarray(drawn).any(-1)
+    assert coloured.sum() == 2 * (41 + 31) - 4
+    assert not coloured[:20].any()
+
+
 def test_letters_of_most_scripts_are_drawn_as_themselves():
     blank, box = torch.full((3, 60, 90), 255, dtype=torch.uint8), torch.tensor([[5.0, 30.0, 80.0, 55.0]])
     drawn = {letter: draw_boxes(blank, box, [letter * 3], [0]).tobytes() for letter in ("é", "ß", "ş", "я", "α", "e")}

@@ -58,6 +58,21 @@ def test_a_table_says_when_ours_reached_the_peer(curves):
     assert "did not reach" in curves.sooner(both[1], both[0])
 
 
+def test_a_contender_has_its_colour_in_every_chart(curves):
+    lines = [line(name, [0.1, 0.2]) for name in ("transformers-detr", "lucid-m", "lucid-xs", "lucid-xs")]
+    lines[3]["settings"]["minutes"] = 1.0
+    for some in (lines, lines[::-1], lines[2:]):
+        looks = dict(
+            zip([each["settings"]["contender"] for each in some], curves.looks(curves.average(some)), strict=True)
+        )
+        assert {name: colour for name, (colour, _) in looks.items()}.items() <= {
+            "transformers-detr": "tab:gray",
+            "lucid-m": "tab:purple",
+            "lucid-xs": "tab:blue",
+        }.items()
+    assert {marker for _, marker in curves.looks(curves.average(lines))[2:]} == {"o", "s"}
+
+
 def test_seeds_are_averaged_and_the_better_rate_is_shown(curves):
     lines = [line("detr-xs", [0.1, 0.2], seed=0), line("detr-xs", [0.3, 0.4], seed=1), line("detr-xs", [0.1], lr=1e-4)]
     (curve,) = curves.average(lines)

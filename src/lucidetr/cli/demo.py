@@ -21,6 +21,7 @@ from lucidetr.training.clock import check_length
 from lucidetr.training.loop import train
 
 DRAWN = 8
+LARGE = 512  # pixels: smaller scenes are enlarged by whole numbers up to it, so that captions do not cover them
 MARK = "a demo of lucidetr: the next one replaces this folder\n"
 
 
@@ -77,9 +78,13 @@ def demo(out: Path, minutes: float, source: str, resume: bool = False) -> None:
     drawn.mkdir(exist_ok=True)
     for index, detections in enumerate(found[:DRAWN]):
         image, truth = scenes.image(index), scenes.annotations.target(index)
+        times = max(LARGE // max(image.shape[1:]), 1)
+        image = image.repeat_interleave(times, 1).repeat_interleave(times, 2)
         names = [detector.names[label] for label in truth.labels.tolist()]
-        draw_boxes(image, truth.boxes_xyxy, names, truth.labels.tolist()).save(drawn / f"{index + 1}-truth.png")
-        draw_detections(image, detections.above(0.5)).save(drawn / f"{index + 1}-found.png")
+        labelled = draw_boxes(image, truth.boxes_xyxy * times, names, truth.labels.tolist())
+        labelled.save(drawn / f"{index + 1}-truth.png")
+        kept = detections.above(0.5)
+        draw_detections(image, replace(kept, boxes_xyxy=kept.boxes_xyxy * times)).save(drawn / f"{index + 1}-found.png")
     print(f"curves: {draw_curves(run, run / 'curves.png')}")
     page, _ = write_report(open_run(run), run / "report.html")
     print(f"what happened inside: {page}")

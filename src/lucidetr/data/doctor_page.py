@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,6 +27,7 @@ SHARES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # limits between bars: √(area of bo
 RATIOS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)  # width / height
 SIDES = (32, 96)  # √ of COCO's limits of area
 ENDS = (": ", " (", " is the same")  # what follows the place with which a finding begins
+LIKE = " looks like "  # and between the places of two pictures
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,15 @@ class Bar:
 
 @dataclass(frozen=True)
 class Shown:
-    """Hold a picture as a data: URI, None where it cannot be read, with all that was found in it."""
+    """Hold a picture as a data: URI, None where it cannot be read, with all that was found in it.
+
+    Where a finding says that it looks like another, this is its `twin`.
+    """
 
     path: Path
     uri: str | None
     findings: list[Finding]
+    twin: "Shown | None" = None
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -139,9 +145,19 @@ def worst_pictures(raws: list[Raw], findings: list[Finding]) -> list[Shown]:
             if key in found or len(found) < MOST_PICTURES:
                 found.setdefault(key, (*owner, []))[2].append(finding)
     return [
-        Shown(raw.pictures[number].path, thumbnail(raw, number, theirs), theirs)
+        Shown(raw.pictures[number].path, thumbnail(raw, number, theirs), theirs, _twin(theirs, places))
         for raw, number, theirs in found.values()
     ]
+
+
+def _twin(findings: list[Finding], places: dict[str, tuple[Raw, int]]) -> Shown | None:
+    """Return the picture that another looks like, if a finding says so and it can be read."""
+    for finding in findings:
+        if (other := _owner(finding.text.partition(LIKE)[2], places)) is not None:
+            raw, number = other
+            uri = thumbnail(raw, number, [])
+            return Shown(raw.pictures[number].path, uri, []) if uri else None
+    return None
 
 
 def _owner(text: str, places: dict[str, tuple[Raw, int]]) -> tuple[Raw, int] | None:
@@ -151,7 +167,7 @@ def _owner(text: str, places: dict[str, tuple[Raw, int]]) -> tuple[Raw, int] | N
 
 
 def thumbnail(raw: Raw, number: int, findings: list[Finding]) -> str | None:
-    """Return a small picture with its boxes as a data: URI; only those that a finding speaks of have their names."""
+    """Return a small picture with its boxes as a data: URI; those that a finding speaks of have their number."""
     try:
         image = read_image(raw.pictures[number].path)
     except InputError:
@@ -166,7 +182,7 @@ def thumbnail(raw: Raw, number: int, findings: list[Finding]) -> str | None:
         if all(map(math.isfinite, corners)):
             boxes.append(corners)
             faulty = any(finding.text.startswith(f"{box.place}:") for finding in findings)
-            names.append(box.name if faulty else "")
+            names.append(re.split(", |: ", box.place)[-1] if faulty else "")  # annotation 7, line 3, object 2
             labels.append(raw.names.index(box.name) if box.name in raw.names else 0)
     drawn = draw_boxes(image, torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), names, labels)
     file = io.BytesIO()

@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped
-from matplotlib.patches import Rectangle
-from PIL import Image
 
-from lucidetr.drawing import colour
 from lucidetr.inspection import matching
 from lucidetr.inspection.material import Material
 from lucidetr.inspection.microscope import View, kept, look
-from lucidetr.inspection.page import Figure, Section, chart, written
+from lucidetr.inspection.page import Figure, Section, chart, fewer_colours, ink_of, lay_out, outline, sized, written
 from lucidetr.models.postprocess import class_scores
 
 UNIFORM = 0.95  # of the largest entropy: as good as looking everywhere
@@ -99,13 +96,9 @@ def points_of(view: View, most: int = 4) -> list[tuple[float, float]]:
 
 
 def small(view: View, side: int, grey: bool = False) -> Shaped[np.ndarray, "height width ..."]:
-    """Return the picture at most `side` pixels long, in few colours, which keeps a report's pictures small."""
-    picture = Image.fromarray(view.image)
-    scale = side / max(picture.size)
-    picture = picture.resize((max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)))
-    if grey:
-        return np.asarray(picture.convert("L")) // 8 * 8
-    return np.asarray(picture.quantize(64, dither=Image.Dither.NONE).convert("RGB"))
+    """Return the picture, `side` pixels long, in few colours, which keeps a report's pictures small."""
+    picture = sized(view.image, side)
+    return np.asarray(picture.convert("L")) // 8 * 8 if grey else fewer_colours(picture)
 
 
 def show(axes: Any, view: View, heat: np.ndarray | None = None) -> None:
@@ -116,19 +109,7 @@ def show(axes: Any, view: View, heat: np.ndarray | None = None) -> None:
     else:
         axes.imshow(small(view, SIDE, grey=True), cmap="gray", vmin=0, vmax=255, **place)
         axes.imshow(heat, cmap="inferno", vmin=0, alpha=0.6, **place)
-    height, width = view.image.shape[:2]
-    axes.set(aspect=height / width, xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
-    axes.grid(visible=False)
-
-
-def outline(axes: Any, box_cxcywh: np.ndarray, ink: Any, caption: str = "", **line: Any) -> None:
-    """Draw one box, and a caption on it."""
-    x, y, width, height = box_cxcywh.tolist()
-    axes.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, fill=False, edgecolor=ink, **line))
-    if caption:
-        corner = max(x - width / 2, 0.0), max(y - height / 2, 0.0)
-        back = {"facecolor": ink, "edgecolor": "none", "pad": 1}
-        axes.text(*corner, caption, color="black", fontsize=7, va="bottom", bbox=back, clip_on=True)
+    lay_out(axes, *view.image.shape[:2])
 
 
 def draw_found(axes: Any, view: View, queries: Sequence[int]) -> None:
@@ -137,7 +118,7 @@ def draw_found(axes: Any, view: View, queries: Sequence[int]) -> None:
     for query in reversed(queries):
         label = int(view.labels[-1, query])
         caption = f"{written(view.categories.names[label])} {view.scores[-1, query]:.2f}"
-        outline(axes, view.boxes_cxcywh[-1, query], ink(label), caption, linewidth=1.5)
+        outline(axes, view.boxes_cxcywh[-1, query], ink_of(label), caption, linewidth=1.5)
     axes.set_title("found", fontsize=9)
 
 
@@ -145,14 +126,8 @@ def draw_truth(axes: Any, view: View) -> None:
     """Draw the objects as they are in the data."""
     show(axes, view)
     for box, label in zip(view.objects_cxcywh, view.object_labels.tolist(), strict=True):
-        outline(axes, box, ink(label), written(view.categories.names[label]), linewidth=1.5)
+        outline(axes, box, ink_of(label), written(view.categories.names[label]), linewidth=1.5)
     axes.set_title("true", fontsize=9)
-
-
-def ink(label: int) -> tuple[float, float, float]:
-    """Return a label's colour as matplotlib reads it."""
-    red, green, blue = colour(label)
-    return red / 255, green / 255, blue / 255
 
 
 def draw_encoder_attention(drawn: Any, view: View, layers: Sequence[int]) -> None:
@@ -188,7 +163,7 @@ def draw_heads(drawn: Any, view: View, query: int) -> None:
     for head, axes in enumerate(panels[:heads]):
         show(axes, view, attention_of_query(view, -1, query, head))
         outline(axes, view.boxes_cxcywh[-1, query], "tab:cyan")
-        axes.set_title(f"head {head}", fontsize=8)
+        axes.set_title(f"head {head + 1}", fontsize=8)
 
 
 def draw_boxes_by_layer(axes: Any, view: View, queries: Sequence[int]) -> None:
@@ -373,7 +348,8 @@ def common(spreads: list[Spreads], silent: list[Silent]) -> Figure:
         title="All pictures: how spread attention is, and what stays silent",
         chart=chart(10, 3.2, draw),
         healthy="Attention that has learned something goes to few places: a dot is a head, the line their mean; 1 is "
-        "everywhere alike. Some hidden units sleep on a few pictures; most of them should not.",
+        "everywhere alike, and above the dashed line nearly so. Some hidden units sleep on a few pictures; where a bar "
+        "reaches the dashed line, hardly any are awake.",
         warnings=(*uniform(means), *quiet),
     )
 

@@ -126,6 +126,7 @@ def draw_parts(made: Chart, parameters: dict[str, int], gflops: dict[str, float]
     left.set_yticks(rows, list(parameters), fontsize=8)
     left.invert_yaxis()
     for axes in (left, right):
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(visible=False, axis="y")
 
 

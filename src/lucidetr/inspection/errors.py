@@ -3,14 +3,11 @@
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Int, UInt8
-from PIL import Image
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from lucidetr.boxes import xyxy_to_cxcywh
 from lucidetr.data.dataset import Dataset
-from lucidetr.data.preprocessing import resize
-from lucidetr.drawing import draw_boxes, draw_detections
 from lucidetr.evaluation.coco import Metrics
 from lucidetr.evaluation.errors import (
     KINDS,
@@ -28,13 +25,13 @@ from lucidetr.evaluation.errors import (
     precision_recall,
 )
 from lucidetr.inspection.material import Material
-from lucidetr.inspection.page import Figure, Section, chart, written
+from lucidetr.inspection.page import Figure, Section, chart, fewer_colours, ink_of, lay_out, outline, sized, written
 from lucidetr.structures import Detections
 
 NAMED = 12  # categories with a curve of their own
 WRITTEN = 15  # categories up to which each cell of the confusion matrix has its number
 LABELLED = 40  # categories up to which the confusion matrix names its rows
-SIDE = 256  # pixels of the longer side of a picture in the report
+SIDE = 384  # pixels of the longer side of a picture in the report; its boxes are drawn as lines
 WORST = 4
 MISCALIBRATED = 0.1
 COSTLY_DUPLICATES = 0.02  # AP50
@@ -52,7 +49,7 @@ def section(material: Material) -> Section:
     matrix = confusion(annotations, detections, score)
     names = annotations.categories.names
     says = (
-        f"What the model gets wrong in {len(annotations)} images of {material.dataset.name}. Where detections have to "
+        f"What the model gets wrong in the pictures of {material.dataset.name}. Where detections have to "
         f"be kept or dropped, those with a score of at least {score:.2f} are kept"
     )
     best = ": the threshold with the best F1 on these images." if thresholds.overall else "; no detection is right."
@@ -107,6 +104,7 @@ def draw_kinds(figure: Any, counts: dict[str, int], gains: dict[str, float], cou
     right.set(title="what mending it would bring", xlabel="AP50 gained", xlim=(min(0, *gains.values()), None))
     for axes in (left, right):
         axes.margins(x=0.15)
+        axes.locator_params(axis="x", nbins=4)  # long numbers would run together
         axes.grid(visible=False, axis="y")
 
 
@@ -142,21 +140,21 @@ def draw_calibration(figure: Any, measured: Calibration) -> None:
 
 
 def draw_worst(figure: Any, dataset: Dataset, detections: list[Detections], pictures: list[Hard]) -> None:
-    """Draw what was found in each picture, and below it the truth."""
+    """Draw what was found in each picture, and beside it the truth."""
     names = dataset.annotations.categories.names
-    panels = figure.subplots(2, len(pictures), squeeze=False)
-    for column, picture in enumerate(pictures):
-        image, scale = _fitted(dataset.image(picture.index))
+    panels = figure.subplots(len(pictures), 2, squeeze=False)
+    for (left, right), picture in zip(panels, pictures, strict=True):
+        image = dataset.image(picture.index).permute(1, 2, 0).numpy()
         found, target = detections[picture.index], dataset.annotations.target(picture.index)
+        captions = [
+            f"{written(name)} {score:.2f}" for name, score in zip(found.names, found.scores.tolist(), strict=True)
+        ]
+        _show(left, image, found.boxes_xyxy, captions, found.labels.tolist())
         labels = target.labels.tolist()
-        enlarged = Detections(found.boxes_xyxy * scale, found.scores, found.labels, found.categories)
-        _show(panels[0, column], draw_detections(image, enlarged))
-        captions = [names[label] for label in labels]
-        _show(panels[1, column], draw_boxes(image, target.boxes_xyxy * scale, captions, labels))
+        _show(right, image, target.boxes_xyxy, [written(names[label]) for label in labels], labels)
         image_id = dataset.annotations.image_ids[picture.index]
-        panels[0, column].set_title(f"image {image_id}: {picture.missed} missed, {picture.false} false", fontsize=8)
-    panels[0, 0].set_ylabel("found")
-    panels[1, 0].set_ylabel("true")
+        left.set_title(f"image {image_id}, found: {picture.missed} missed, {picture.false} false", fontsize=9)
+        right.set_title("true", fontsize=9)
 
 
 def kinds_table(kinds: ErrorKinds) -> list[list[str]]:
@@ -259,11 +257,13 @@ def _worst_figure(
     if not worst:
         return ()
     kept = [found.above(score) for found in detections]
+    sizes = [dataset.annotations.sizes[picture.index].tolist() for picture in worst]
+    heights = sum(min(4 * height / width, 6) + 0.4 for height, width in sizes)
     return (
         Figure(
             "worst-pictures",
             "The pictures with the most errors",
-            chart(2.4 * len(worst) + 0.4, 5.2, lambda figure: draw_worst(figure, dataset, kept, worst)),
+            chart(8.2, heights, lambda figure: draw_worst(figure, dataset, kept, worst)),
             "The worst pictures are hard for people, too. Where the truth beside them looks wrong or incomplete, it "
             "is the annotations that need mending.",
         ),
@@ -276,17 +276,17 @@ def _threshold_row(name: str, best: Threshold | None) -> list[str]:
     return [name, *(f"{value:.2f}" for value in (best.score, best.f1, best.precision, best.recall))]
 
 
-def _fitted(image: UInt8[Tensor, "3 height width"]) -> tuple[UInt8[Tensor, "3 h w"], Tensor]:
-    """Return the picture at the report's size, and what its boxes are multiplied by."""
-    height, width = image.shape[-2:]
-    factor = SIDE / max(height, width)
-    size = max(round(height * factor), 1), max(round(width * factor), 1)
-    return resize(image, size), torch.tensor([size[1] / width, size[0] / height]).repeat(2)
-
-
-def _show(axes: Any, picture: Image.Image) -> None:
-    axes.imshow(np.asarray(picture), interpolation="none")
-    axes.set(xticks=[], yticks=[])
-    axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+def _show(
+    axes: Any,
+    image: UInt8[np.ndarray, "height width 3"],
+    boxes_xyxy: Float[Tensor, "box 4"],
+    captions: list[str],
+    labels: list[int],
+) -> None:
+    """Draw a picture and its boxes, the first on top, as lines that stay sharp at every size."""
+    height, width = image.shape[:2]
+    axes.imshow(fewer_colours(sized(image, SIDE)), extent=(0, 1, 1, 0), interpolation="none")
+    lay_out(axes, height, width)
+    boxes = xyxy_to_cxcywh(boxes_xyxy).numpy() / np.array([width, height, width, height])
+    for box, caption, label in reversed(list(zip(boxes, captions, labels, strict=True))):
+        outline(axes, box, ink_of(label), caption, linewidth=1.2)

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from jaxtyping import UInt8
 from matplotlib.figure import Figure as Chart
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from lucidetr.drawing import colour
 
 INK = "#1d1e21"  # stands for the page's text colour until the SVG is written
 STYLE = {
@@ -23,6 +29,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,  # the grid lies behind bars
     "grid.alpha": 0.2,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -32,6 +39,7 @@ STYLE = {
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK
     ),
 }
+EDGE = 0.06  # of a picture: so near to its top a caption has no room above its box
 LONGEST = 40  # letters of a category's name in a figure
 
 
@@ -76,6 +84,43 @@ def chart(width: float, height: float, draw: Callable[[Chart], Any]) -> Chart:
         made = Chart(figsize=(width, height), layout="constrained")
         draw(made)
     return made
+
+
+def ink_of(label: int) -> tuple[float, float, float]:
+    """Return a label's colour as matplotlib reads it."""
+    red, green, blue = colour(label)
+    return red / 255, green / 255, blue / 255
+
+
+def outline(axes: Any, box_cxcywh: np.ndarray, ink: Any, caption: str = "", **line: Any) -> None:
+    """Draw one box in fractions of a picture whose axes go from 0 to 1, and a caption on it, inside at the top edge."""
+    x, y, width, height = box_cxcywh.tolist()
+    left, top, right = x - width / 2, y - height / 2, x + width / 2
+    axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=ink, **line))
+    if caption:
+        late = left > 0.8  # a caption that begins here would run over the right edge
+        corner = min(right, 1.0) if late else max(left, 0.0), max(top, 0.0)
+        at = {"ha": "right" if late else "left", "va": "top" if top < EDGE else "bottom"}
+        back = {"facecolor": ink, "edgecolor": "none", "pad": 1}
+        axes.text(*corner, caption, color="black", fontsize=7, bbox=back, clip_on=True, **at)
+
+
+def lay_out(axes: Any, height: int, width: int) -> None:
+    """Make axes those of a picture: places are fractions of it, from its upper left corner."""
+    axes.set(aspect=height / width, xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
+    axes.grid(visible=False)
+
+
+def sized(image: UInt8[np.ndarray, "height width 3"], side: int) -> Image.Image:
+    """Return a picture whose longer side has that many pixels."""
+    picture = Image.fromarray(image)
+    scale = side / max(picture.size)
+    return picture.resize((max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)))
+
+
+def fewer_colours(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a picture with 32 steps for each of red, green and blue: as PNG half as large, and no eye sees it."""
+    return np.asarray(picture) // 8 * 8 + 4
 
 
 def as_svg(made: Chart, name: str = "chart", title: str = "") -> str:

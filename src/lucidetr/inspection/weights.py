@@ -31,7 +31,7 @@ USUAL = {"adamw": (1e-3, "10⁻³"), "muon": (1e-2, "10⁻²")}  # of most parts
 SILENT = 0.5
 BINS = 80
 WIDTHS = 4.0  # standard deviations that are drawn to each side
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
+COLOURS = ("blue", "orange", "green", "red", "purple", "brown", "pink", "olive", "cyan", "gray")  # of matplotlib's tab:
 NO_STATISTICS = (
     "This run holds no statistics.jsonl: it was trained by a version that did not write it, or with --statistics 0. "
     "A run trained anew writes it by itself."
@@ -110,17 +110,18 @@ def draw_over_steps(made: Chart, course: PartCourse, values: Float[np.ndarray, "
     marker = "o" if len(course.steps) < 3 else None
     panels = {}
     for axes, (family, blocks) in zip(grid.ravel(), families.items(), strict=False):
-        for (block, columns), colour in zip(blocks.items(), COLOURS * len(blocks), strict=False):
+        for number, (block, columns) in enumerate(blocks.items()):
+            colour, style = f"tab:{COLOURS[number % len(COLOURS)]}", ("-", "--", ":")[number // len(COLOURS) % 3]
             mine = values[:, columns]
             if len(columns) > 1:
                 axes.plot(course.steps, mine, color=colour, alpha=0.25, linewidth=0.8)
             there = np.isfinite(mine).any(1)
             middle = np.nanmedian(mine[there], axis=1)
-            axes.plot(course.steps[there], middle, color=colour, label=block, linewidth=1.6, marker=marker)
+            axes.plot(course.steps[there], middle, style, color=colour, label=block, linewidth=1.6, marker=marker)
         axes.set_title(family)
         if any((values[:, columns] > 0).any() for columns in blocks.values()):
             axes.set_yscale("log", nonpositive="mask")
-        axes.legend(fontsize=7, ncols=2, loc="best")
+        axes.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))  # below, clear of the lines
         panels[family] = axes
     for axes in grid.ravel()[len(families) :]:
         axes.remove()
@@ -228,14 +229,14 @@ def section(material: Material) -> Section:
         Figure(
             "weights-std",
             "Standard deviation of the weights over the run",
-            chart(9, 5.5, lambda made: draw_over_steps(made, course, course.weight_std)),
+            chart(9, 6.6, lambda made: draw_over_steps(made, course, course.weight_std)),
             "Slow growth that levels off as the rate falls; a line that keeps climbing is a part that runs away, a "
             "line that falls is one that weight decay eats.",
         ),
         Figure(
             "weights-update",
             "Update-to-weight ratio: length of a step over length of the weights",
-            chart(9, 5.5, lambda made: draw_updates(made, course, usual)),
+            chart(9, 6.6, lambda made: draw_updates(made, course, usual)),
             f"About {in_words} at the peak of the rate (the shaded band is a tenth to ten times of it), falling with "
             "the rate; what starts at zero begins far above.",
             update_warnings(course, material.config.model),

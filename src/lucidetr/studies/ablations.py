@@ -28,7 +28,7 @@ from lucidetr.studies.experiment import (
     spread,
     told,
 )
-from lucidetr.studies.page import Page, draw_bars, markdown_table, save, write_page
+from lucidetr.studies.page import BARS, Page, draw_bars, markdown_table, save, write_page
 
 USUAL = Plan(minutes=2.0, seeds=3)
 QUICK = Plan(minutes=0.05, seeds=1, data=FEW_DATA, quick=True)
@@ -77,7 +77,7 @@ def study(folder: Path, plan: Plan) -> Path:
     page = Page(
         title="The paper's ablations in small",
         question=__doc__ or "",
-        figures=((bars, f"AP of {BASE.recipe} with each change after the same training; dots are seeds."),),
+        figures=((bars, f"AP of {BASE.recipe} with each change after the same training. {BARS}"),),
         tables=(table(trained),),
         answer=tuple(sentences(trained)),
     )
@@ -97,13 +97,14 @@ def all_aps(trained: dict[str, list[Result]]) -> dict[str, list[float]]:
 
 def table(trained: dict[str, list[Result]]) -> str:
     """Return each change with the paper's difference, ours, and whether they agree."""
-    head = ["change", "steps", "AP", "paper, points", "its place", "ours, points", "same sign"]
+    head = ["name", "change", "steps", "AP", "paper, points", "its place", "ours, points", "same sign"]
     rows = []
     for row in ROWS:
         ours = differences(row, trained)
         paper = "–" if row.paper is None else f"{row.paper:+.1f}"
         rows.append(
             [
+                row.name,
                 row.says,
                 ", ".join(str(run.steps) for run in trained[row.name]) or "–",
                 spread(aps(trained[row.name])),

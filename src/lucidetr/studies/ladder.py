@@ -30,7 +30,7 @@ from lucidetr.studies.experiment import (
     spread,
     told,
 )
-from lucidetr.studies.page import Page, draw_bars, save, write_page
+from lucidetr.studies.page import BARS, Page, draw_bars, save, write_page
 
 MEASURED = Path(__file__).with_name("ladder.jsonl")  # what the project's own table shows
 USUAL = Plan(minutes=2.0, seeds=3)
@@ -51,10 +51,11 @@ def study(folder: Path, plan: Plan) -> Path:
         figures=(
             (
                 bars,
-                f"AP of each rung, of {LUCID_XS.recipe} without each change, and with each that is off, if measured.",
+                f"AP of each rung, of {LUCID_XS.recipe} without each change, and with each that is off, if measured. "
+                f"{BARS} The line is {LUCID_XS.recipe} itself.",
             ),
         ),
-        tables=(ladder_table(trained),),
+        tables=(ladder_table(trained, bare=not trained),),
         answer=tuple(sentences(trained)),
     )
     return write_page(folder, "ladder", page, plan, trained)
@@ -77,9 +78,10 @@ def ladder_page(file: Path = MEASURED) -> str:
     return ladder_table([r for r in known if r.config == fingerprint(at_side(configs[r.kind, r.name], r.side))])
 
 
-def ladder_table(results: list[Result]) -> str:
+def ladder_table(results: list[Result], bare: bool = True) -> str:
     """Return three Markdown tables: each rung, lucid-xs without each change, and with each that is off.
 
+    Those of which nothing is measured are left out, unless they may be `bare`.
     Each has size, speed and AP of its models, and compares like with like: the runs of one kind of machine and length.
     Operations are those for a square of the side that was trained at, or of the whole ladder where a table has no run.
     """
@@ -91,6 +93,8 @@ def ladder_table(results: list[Result]) -> str:
     parts = []
     for kind, title, rows in kinds:
         own = alike(results, kind)
+        if not (own or bare):
+            continue
         side = next((r.side for r in [*own, *results]), 0)
         lines = [f"| {title} | change | parameters | GFLOPs | images/s | AP |", "|---|---|---|---|---|---|"]
         if kind != "rung":

@@ -17,6 +17,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
+BARS = "A bar is the mean over the seeds, its whisker their standard deviation, and each dot one seed."
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lucidetr.errors import InputError
 from lucidetr.inspection.attention import attention_of_point, attention_of_query, course_of_scores
 from lucidetr.inspection.microscope import View, kept, look_at
 from lucidetr.models.detr import DETR
+from lucidetr.models.postprocess import class_scores
 
 SCORE = 0.05  # from which on a query is worth looking into
 MOST = 30  # queries of one picture
@@ -25,8 +26,9 @@ def look_json(detector: Detector, image: UInt8[Tensor, "3 height width"]) -> dic
 
     `rows` names what boxes and scores are of: what the queries start from, if that is a box, then the decoder layers.
     A learned start has no score, and nothing is looked at before the first layer. Boxes are in the picture's own
-    pixels, scores are those of the class that the query says in the end, attention is one map for each decoder layer
-    and head. `ranked` queries are the encoder's best tokens, best first; the others are learned. Best query first.
+    pixels, scores are those of the class that the query says in the end, and what it says of every class, by id, is
+    `scores_by_category`; attention is one map for each decoder layer and head. `ranked` queries are the encoder's best
+    tokens, best first; the others are learned. Best query first.
     """
     view = view_of(detector, image)
     height, width = view.size
@@ -36,6 +38,7 @@ def look_json(detector: Detector, image: UInt8[Tensor, "3 height width"]) -> dic
         boxes, rows = np.concatenate([view.reference_cxcywh[:1], boxes]), ["start", *rows]
         scores = [[None, *course] for course in scores]
     boxes_xyxy = in_pixels(boxes, width, height)
+    of_all = class_scores(from_numpy(view.logits[-1]).double(), len(view.categories)).tolist()
     layers, heads = view.cross_attention.shape[:2]
     return {
         "image": {"width": width, "height": height},
@@ -50,6 +53,7 @@ def look_json(detector: Detector, image: UInt8[Tensor, "3 height width"]) -> dic
                 "category_id": view.categories.ids[label],
                 "score": course[-1],
                 "scores": course,
+                "scores_by_category": dict(zip(map(str, view.categories.ids), of_all[query], strict=True)),
                 "boxes_xyxy": boxes_xyxy[:, query].tolist(),
                 "attention": [
                     [map_json(attention_of_query(view, layer, query, head)) for head in range(heads)]

@@ -5,6 +5,8 @@ const STEP = 700; // milliseconds of one layer when playing
 const LARGEST = 2048; // pixels of the long side that the page keeps; boxes follow the picture's own size
 const TRIES = 5; // when the service is busy
 const SAME = 0.03; // of the picture: so far may two boxes lie apart that are one, computed in two number formats
+const EXACT = 0.02; // so far may two scores lie apart that are one
+const ROUGH = 0.08; // and so far where one of them was computed with eight bits of mantissa
 const INK = "#19d3f3"; // of the one box that is looked into: seldom among a picture's colours
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Enter: [0, 0] };
 const KINDS = ["#2ca02c", "#d62728", "#4a90d9"]; // small, large and wide, large and tall boxes
@@ -23,6 +25,8 @@ const make = (tag, properties = {}, ...children) => {
 // What is known of the picture on the page; a new picture replaces all of it.
 let now = null;
 let categories = [];
+let apart = EXACT; // of scores
+let known = null; // what the service says of its model, once asked for
 let usual = null; // boxes of every query over other pictures, once asked for
 let timer = 0;
 
@@ -56,7 +60,6 @@ async function ask(path, options = {}, tries = TRIES) {
 const askOf = ({ file, type, stop }, path) =>
   ask(path, { method: "POST", body: file, headers: { "Content-Type": type }, signal: stop.signal });
 
-
 // Show what went wrong, unless it belongs to a picture that is no longer on the page.
 function complain(error, picture = now) {
   if (error.name === "AbortError" || picture !== now) return;
@@ -74,8 +77,11 @@ async function take(file, name) {
   now = picture;
   at("error").hidden = true;
   at("work").hidden = true;
-  say(`Looking at ${name} …`);
   try {
+    if (!categories.length) say("The model is being loaded …");
+    await theModel();
+    if (picture !== now) return;
+    say(`Looking at ${name} …`);
     const pixels = decoded(file).catch(() => null); // the service's reason is the better one, if it has one too
     const found = await askOf(picture, "predict?threshold=0");
     picture.pixels = await pixels;
@@ -114,13 +120,22 @@ async function listSamples(tries = TRIES) {
   }
 }
 
+// Ask for the model until it is loaded, once for all who wait for it.
+const theModel = () =>
+  (known ??= tellModel().catch((error) => {
+    known = null; // so that the next picture asks again
+    throw error;
+  }));
+
 async function tellModel() {
-  const model = await ask("model");
+  const late = setTimeout(() => (at("model").textContent = "The model is being loaded …"), 1000);
+  const model = await ask("model", {}, Infinity).finally(() => clearTimeout(late));
   categories = model.categories;
+  apart = model.precision === "bf16" ? ROUGH : EXACT;
   at("threshold").value = model.threshold;
   const names = categories.slice(0, 4).map((each) => each.name);
   const rest = categories.length > names.length ? ` and ${categories.length - names.length} more` : "";
-  const precision = typeof model.AP === "number" ? `, AP ${(100 * model.AP).toFixed(1)}` : "";
+  const precision = typeof model.AP === "number" ? `, AP ${model.AP.toFixed(3)}` : "";
   at("model").textContent = `${model.name}: ${model.recipe}${precision}; finds ${names.join(", ")}${rest}`;
 }
 
@@ -155,6 +170,7 @@ function listFound() {
   const count = shown.length === 1 ? "1 object" : `${shown.length || "No"} objects`;
   const hint = shown.length ? "" : " A lower least score shows more.";
   say(`${count} in ${now.name} with a score of ${least.toFixed(2)} or more, in ${now.seconds.toFixed(2)} s.${hint}`);
+  at("found-title").textContent = shown.length ? `Found: ${shown.length}` : "Found";
   at("found").replaceChildren(...shown.map(entry));
 }
 
@@ -202,14 +218,15 @@ async function showLayers() {
   }
 }
 
-// Return the query that said a detection's box, or null: the nearest, of its class where two are as near.
-function queryOf(look, detection) {
+// Return the query that said a detection, or null: its box and its score of that class are the same, or nearest.
+function queryOf(look, { box_xyxy, category_id, score }) {
   const side = Math.max(look.image.width, look.image.height);
-  const gap = ({ boxes_xyxy, category_id }) =>
-    Math.max(...boxes_xyxy.at(-1).map((value, i) => Math.abs(value - detection.box_xyxy[i]) / side)) +
-    (category_id === detection.category_id ? 0 : SAME / 3);
-  const best = look.queries.reduce((one, other) => (one && gap(one) <= gap(other) ? one : other), null);
-  return best && gap(best) < SAME ? best : null;
+  const aside = ({ boxes_xyxy }) =>
+    Math.max(...boxes_xyxy.at(-1).map((value, i) => Math.abs(value - box_xyxy[i]))) / side;
+  const above = ({ scores_by_category }) => Math.abs(scores_by_category[category_id] - score);
+  const gap = (query) => aside(query) / SAME + above(query) / apart;
+  const same = look.queries.filter((query) => aside(query) < SAME && above(query) < apart);
+  return same.reduce((one, other) => (one && gap(one) <= gap(other) ? one : other), null);
 }
 
 function tellQuery(query) {
@@ -321,6 +338,7 @@ function drawMap(pen, map, width, height) {
 // ---- ask the encoder ----
 
 function showEncoder() {
+  at("which-layer").hidden = !now.map; // how many there are is said with the first answer
   if (now.map) tellMap(encoderMap(), "What the encoder relates this point to, by all heads");
   else tell("Click a point of the picture, or go there by the arrow keys, to see what it is related to.");
 }
@@ -497,5 +515,5 @@ on(at("play"), "click", play);
 on(canvas, "click", clicked);
 on(canvas, "keydown", pressed);
 on(window, "resize", draw);
-tellModel().catch(complain);
+theModel().catch(complain);
 listSamples().catch(complain);

@@ -26,7 +26,7 @@ RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADER
 BODY_SECONDS = 10.0  # for a whole body
 LINGER_SECONDS = 1.0  # for a client that is still sending to notice that it has been refused
 LINGER_BYTES = 64 * 1024  # of what it still sends, thrown away
-FORM = "send one file field: curl -F image=@photo.jpg"
+FORM = "a program sends one file field: curl -F image=@photo.jpg"
 
 
 class Uploads:
@@ -39,7 +39,8 @@ class Uploads:
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """Yield the whole body; its bytes count until the context ends. Too large 413, too slow 408, no room 503."""
-        too_large = HTTPException(413, f"the body has more than {self.most:,} bytes; send a smaller picture")
+        most = f"{self.most / 1e6:g} MB, the most that this service takes (the body has more than {self.most:,} bytes)"
+        too_large = HTTPException(413, f"the picture is larger than {most}; send a smaller one")
         if int(request.headers.get("content-length", 0)) > self.most:  # a number: the parser has seen to that
             raise too_large
         body, size = bytearray(), 0
@@ -73,9 +74,9 @@ def picture_of(body: bytes, content_type: str) -> bytes:
     if kind == "multipart/form-data":
         body = file_in_form(body, content_type)
     elif kind not in ("", "application/octet-stream") and not kind.startswith("image/"):
-        raise HTTPException(415, f"{kind} is no picture: send image/jpeg (or another image/*) or a form; {FORM}")
+        raise HTTPException(415, f"{kind} is no picture: choose a JPEG, PNG or another image/*; {FORM}")
     if not body:
-        raise HTTPException(400, f"the picture is empty; {FORM}")
+        raise HTTPException(400, f"the picture is empty: choose another; {FORM}")
     return body
 
 

@@ -73,9 +73,11 @@ def docs() -> str:
         cells = (f"{method.upper()} {path}", says, names, "a picture" if takes_picture else "")
         rows += f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>\n"
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>lucidetr: routes</title></head><body>
-<h1>Routes</h1>
-<table><tr><th>route</th><th>answers</th><th>query</th><th>body</th></tr>
+<html lang="en"><head><meta charset="utf-8"><title>lucidetr: routes</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<link rel="stylesheet" href="static/page.css"></head><body>
+<header><h1>Routes</h1></header>
+<table class="routes"><tr><th>route</th><th>answers</th><th>query</th><th>body</th></tr>
 {rows}</table>
 <p>A picture is a body of its own (Content-Type image/*) or the one file field <code>image</code> of a form. Errors are
 <code>{{"error": "…"}}</code>. The same for programs: <a href="/openapi.json">/openapi.json</a>.</p>
