@@ -372,7 +372,7 @@ def test_ablations_say_where_the_sign_agrees(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "run_one", made_up({"encoder-0": 0.4, "encoder-3": 0.45, "no-position": 0.6}))
     page = ablations.study(tmp_path, PLAN).read_text()
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.splitlines() if row.startswith("|")]
-    cells = {first: rest for first, *rest in rows}
+    cells = {change: rest for _, change, *rest in rows}
     assert cells["no encoder layer"][2:] == ["-3.9", "Table 2, 0 for 6", "-10.0 ± 0.0", "yes"]
     assert cells["three, for none"][4:] == ["+5.0 ± 0.0", "yes"]
     assert cells["two encoder layers, for none"][2:] == ["–", "not in the paper", "+10.0 ± 0.0", ""]
