@@ -100,7 +100,7 @@ def test_what_fits_follows_from_the_memory_that_is_free(monkeypatch):
     def full(*known):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(memory, "forward", full)
+    monkeypatch.setattr(memory, "loss_of", full)
     assert fitting_micro_batch(config, model, annotations, FP32, most=64) == 1, "preflight will name what does not fit"
 
 
@@ -125,7 +125,7 @@ def test_hints_take_no_share_of_what_the_loss_is_divided_by(monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(memory, "normalisers", noting)
-    memory.forward(config, DETR(config.model), batch, FP32, batch.counts.tolist())
+    memory.loss_of(config, DETR(config.model), batch, FP32, batch.counts.tolist())
     assert [norm.objects for norm in seen] == [int(batch.counts.sum())]
 
 

@@ -118,7 +118,7 @@ def test_version():
         (["eval", "nowhere", "--data", TINY], "nowhere: no such file"),
         (["eval", "empty", "--data", TINY], "has this run been trained?"),
         (["predict", "nowhere", "a.jpg"], "nowhere: no such file"),
-        (["data", "wirte"], "did you mean write?"),
+        (["data", "convrt"], "did you mean convert?"),
         (["data", "convert", "generated:digit", "x"], "unknown generated data"),
         (["recipes", "--ladder", "--neighbours"], "--ladder and --neighbours are two tables"),
         (["doctor", "full", "--num-queries", "-5"], "--num-queries = -5: choose at least 0"),

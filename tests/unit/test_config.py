@@ -1,12 +1,13 @@
 """Configs in and out of JSON, categories, and the errors of a user's slip."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from lucidetr.categories import Categories
-from lucidetr.config import BackboneConfig, LossConfig, ModelCard, ModelConfig, TrainConfig
+from lucidetr.config import BackboneConfig, ImageConfig, LossConfig, ModelCard, ModelConfig, TrainConfig
 from lucidetr.errors import InputError
 from lucidetr.fields import difference, from_dict, to_dict, with_fields
 from lucidetr.recipes import RECIPES, recipe
@@ -204,3 +205,31 @@ def test_difference_names_nested_fields():
 def test_ambiguous_categories_are_refused(ids, names, message):
     with pytest.raises(InputError, match=message):
         Categories(ids=ids, names=names)
+
+
+def test_a_card_names_every_class_or_none():
+    model = replace(recipe("detr-xs").model, num_classes=3)
+    ModelCard(model, ImageConfig(), Categories((), ()), "a backbone")
+    ModelCard(model, ImageConfig(), Categories((1, 2, 7), ("a", "b", "c")), "a detector")
+    with pytest.raises(InputError, match="the card names 2 categories for a model of 3 classes"):
+        ModelCard(model, ImageConfig(), Categories((1, 2), ("a", "b")), "a detector")
+
+
+def test_changes_by_name_name_what_is_unknown():
+    for name, said in (("modle.num_queries", "did you mean model?"), ("seed.x", "unknown field seed.x")):
+        with pytest.raises(InputError, match=re.escape(said)):
+            with_fields(recipe("lucid-xs"), {name: 5})
+
+
+def test_the_upper_end_of_a_range_is_named_where_it_is_passed():
+    with pytest.raises(InputError, match=r"lr = 2000000\.0: choose at least 0 and at most 1,000,000"):
+        with_fields(recipe("lucid-xs"), {"optimiser.lr": 2e6})
+    with pytest.raises(InputError, match=r"lr = -1\.0: choose at least 0$"):
+        with_fields(recipe("lucid-xs"), {"optimiser.lr": -1.0})
+
+
+def test_an_engine_that_is_asked_for_must_be_handed_over(tmp_path):
+    from lucidetr.training.loop import train
+
+    with pytest.raises(InputError, match="engine = reference: train"):
+        train(replace(recipe("lucid-xs"), engine="reference", data="generated:digits", out=str(tmp_path), steps=1))

@@ -84,7 +84,7 @@ def test_an_unknown_engine_is_refused():
 
 
 def test_a_detector_sees_each_picture_alone_and_in_order():
-    config = RECIPES["lucid-xs"].model
+    config = replace(RECIPES["lucid-xs"].model, num_classes=len(CATEGORIES))
     card = ModelCard(config, ImageConfig(size=64, resize="square"), CATEGORIES, "lucid-xs")
     detector = Detector(network(config), card, device="cpu", precision="fp32")
     pictures = np.random.default_rng(0).integers(0, 256, (7, 40, 50, 3), dtype=np.uint8)
@@ -95,7 +95,7 @@ def test_a_detector_sees_each_picture_alone_and_in_order():
 
 
 def test_a_detector_computes_in_float64_where_it_is_asked_to():
-    config = RECIPES["lucid-xs"].model
+    config = replace(RECIPES["lucid-xs"].model, num_classes=len(CATEGORIES))
     card = ModelCard(config, ImageConfig(size=64, resize="square"), CATEGORIES, "lucid-xs")
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     exact, usual = (
@@ -107,7 +107,7 @@ def test_a_detector_computes_in_float64_where_it_is_asked_to():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_weights_in_float64_are_used_as_the_precision_says(precision):
-    config = RECIPES["lucid-xs"].model
+    config = replace(RECIPES["lucid-xs"].model, num_classes=len(CATEGORIES))
     card = ModelCard(config, ImageConfig(size=64, resize="square"), CATEGORIES, "lucid-xs")
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     usual, given = (

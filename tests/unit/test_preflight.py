@@ -167,7 +167,7 @@ def test_a_batch_that_does_not_fit_is_an_input_error(tmp_path, scenes, monkeypat
         raise error
 
     config, model = config_and_model()
-    monkeypatch.setattr(preflight, "backward", full)
+    monkeypatch.setattr(preflight, "add_gradients", full)
     with pytest.raises(
         InputError, match=r"2 images of 64 × 64 pixels with up to 3 objects .*--micro-batch \(now 2.*images"
     ):
@@ -187,7 +187,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path, scenes, monke
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     config, model = config_and_model()
-    monkeypatch.setattr(preflight, "backward", broken)
+    monkeypatch.setattr(preflight, "add_gradients", broken)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         fly(tmp_path, config, model, scenes)
 

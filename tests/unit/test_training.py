@@ -203,7 +203,8 @@ def test_epochs_become_steps():
 
 def card():
     categories = Categories(ids=(3, 4), names=("x", "y"))
-    return ModelCard(small_model(), recipe("detr-xs").images, categories, "detr-xs", 5, {"AP": 0.25})
+    model = replace(small_model(), num_classes=2)
+    return ModelCard(model, recipe("detr-xs").images, categories, "detr-xs", 5, {"AP": 0.25})
 
 
 def test_models_come_back_with_their_card(tmp_path):
