@@ -307,7 +307,8 @@ class TrainConfig:
     bad_boxes: Literal["refuse", "drop"] = "refuse"
     """drop: leave out boxes without area and cut boxes over the picture's edge, instead of refusing the file."""
     bad_pictures: Literal["stop", "skip"] = "stop"
-    """skip: in place of a training picture that cannot be decoded take the next one, and say so; the run goes on."""
+    """skip: in place of a training picture that cannot be decoded, or has another size than is said, take the next one
+    and say so, instead of stopping the run."""
     out: str = ""
     """Folder of this run."""
     epochs: float = 0.0

@@ -1,5 +1,6 @@
 """What goes wrong around a run: doubled signals, torn logs, full disks, other people's checkpoints, lost pictures."""
 
+import asyncio
 import json
 import os
 import signal
@@ -12,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lucidetr.config import ImageConfig
-from lucidetr.data.batching import step_samples, training_steps
+from lucidetr.config import AugmentationConfig, ImageConfig
+from lucidetr.data.batching import build_augmentation, step_samples, training_steps
 from lucidetr.data.dataset import open_dataset
 from lucidetr.errors import InputError
 from lucidetr.training import interrupt, loop
@@ -112,7 +113,7 @@ def test_a_damaged_best_model_is_said_and_replaced(tmp_path, capsys):
     loop.train(short(run))
     (run / "best.safetensors").write_bytes(b"nothing")
     tensors, numbers, _ = load_newest_training(run / "checkpoints")
-    save_training(run / "checkpoints", 3, tensors, numbers | {"owes": True})
+    save_training(run / "checkpoints", 3, tensors, numbers | {"owes": True, "best": 0.9})
     loop.train(short(run, resume=True))
     assert "the next evaluation writes another" in capsys.readouterr().out
     load_model(run / "best.safetensors")
@@ -221,3 +222,39 @@ def test_a_run_that_stopped_at_a_damaged_picture_goes_on_without_it(tmp_path):
     (data / "4.png").write_bytes((data / "4.png").read_bytes()[:70])
     loop.train(replace(config, resume=True, bad_pictures="skip"))
     assert newest_step(run) == 3
+
+
+def test_the_pictures_of_a_mosaic_are_skipped_too(tmp_path, capfd):
+    data = planted(tmp_path)
+    train = replace(open_dataset(str(data), "train"), skips=True)
+    images = ImageConfig(resize="square", size=32)
+    change = build_augmentation(AugmentationConfig(crop=0.0, scales=(), mosaic=1.0, mosaic_until=1.0), images)
+    with closing(training_steps(train, images, change, seed=0, batch=4, micro_batch=4)) as steps:
+        seen = [next(steps)[0] for _ in range(6)]
+    assert all(len(part) == 4 for part in seen)
+    assert "skipped in training" in capfd.readouterr().err
+
+
+def test_a_pipe_that_is_closed_does_not_keep_a_run_from_saving(tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("rich.console.Console.print", closed)
+    loop.train(short(tmp_path / "run"))
+    assert newest_step(tmp_path / "run") == 3
+
+
+def test_a_service_whose_worker_dies_again_and_again_is_not_healthy():
+    from lucidetr.deployment.service.keeper import MANY, WITHIN, Keeper
+    from lucidetr.deployment.service.messages import Settings
+    from lucidetr.deployment.service.metrics import Metrics
+
+    async def falls(*ages):
+        keeper = Keeper(Settings("run"), Metrics(), lambda: None, lambda: None)
+        now = asyncio.get_running_loop().time()
+        keeper.deaths.extend(now - age for age in ages)
+        return keeper.falls
+
+    assert not asyncio.run(falls(*[0.0] * (MANY - 1)))
+    assert asyncio.run(falls(*[WITHIN / 2] * MANY))
+    assert not asyncio.run(falls(WITHIN + 1, *[0.0] * (MANY - 1)))

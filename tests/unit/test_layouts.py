@@ -1,6 +1,7 @@
 """Folders as the world has them: layouts, notes and small faults of other programs that need not stop anybody."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -134,13 +135,21 @@ def test_a_test_split_that_is_not_there_does_not_stop_training(tmp_path):
 ROOT = {"id": 0, "name": "fish", "supercategory": "none"}
 
 
-@pytest.mark.parametrize("name", ["fish", "salmon"])
-def test_roboflows_root_category_is_left_out_and_said(tmp_path, name):
-    coco(tmp_path / "train.json", ["a.jpg"], [ROOT, {"id": 1, "name": name, "supercategory": "fish"}])
+def test_roboflows_root_category_is_left_out_where_it_is_called_as_another(tmp_path):
+    coco(tmp_path / "train.json", ["a.jpg"], [ROOT, {"id": 1, "name": "fish", "supercategory": "fish"}])
     picture(tmp_path / "a.jpg")
     train = open_dataset(str(tmp_path), "train").annotations
-    assert (train.categories.ids, train.categories.names) == ((1,), (name,))
+    assert (train.categories.ids, train.categories.names) == ((1,), ("fish",))
     assert train.mended == "category 0, fish, left out: it stands for the project, and has no box"
+
+
+def test_another_root_category_stays_and_is_said(tmp_path):
+    """Runs have been trained with it, and go on only with the same categories."""
+    coco(tmp_path / "train.json", ["a.jpg"], [ROOT, {"id": 1, "name": "salmon", "supercategory": "fish"}])
+    picture(tmp_path / "a.jpg")
+    train = open_dataset(str(tmp_path), "train").annotations
+    assert train.categories.names == ("fish", "salmon")
+    assert train.mended.startswith("category 0, fish, has no box: if it only names the project, take it out of every")
 
 
 @pytest.mark.parametrize(
@@ -217,3 +226,49 @@ def test_a_validation_split_of_training_images_is_said(tmp_path):
     assert said in training(tmp_path)[2]
     coco(tmp_path / "val.json", ["c.jpg"], CATS)
     assert not any("too: what they show" in note for note in training(tmp_path)[2])
+
+
+@pytest.mark.skipif(not hasattr(Path, "symlink_to"), reason="has no links")
+@pytest.mark.parametrize("file", ["Annotations/a.xml", "annotations/below/a.xml", "train/annotations/a.xml"])
+def test_a_folder_of_pictures_that_leads_outside_is_refused_in_every_layout(tmp_path, file):
+    picture(tmp_path / "outside" / "a.jpg")
+    xml(tmp_path / "set" / file)
+    home = tmp_path / "set" / "train" if file.startswith("train") else tmp_path / "set"
+    (home / "images").symlink_to(tmp_path / "outside")
+    with pytest.raises(InputError, match="leads out of"):
+        open_dataset(str(tmp_path / "set"), "train")
+
+
+def test_folders_below_the_annotations_are_splits_if_they_are_called_so(tmp_path):
+    for number, (split, name) in enumerate((("train", "a"), ("train", "b"), ("val", "c"))):
+        xml(tmp_path / "Annotations" / split / f"{name}.xml")
+        picture(tmp_path / "JPEGImages" / f"{name}.jpg", number)
+    splits = find_splits(tmp_path).splits
+    assert {split: len(read("refuse")) for split, read in splits.items()} == {"train": 2, "val": 1}
+
+
+def test_copies_that_programs_keep_are_no_annotations_and_equal_names_no_list(tmp_path):
+    xml(tmp_path / "Annotations" / "a.xml")
+    xml(tmp_path / "Annotations" / ".ipynb_checkpoints" / "a-checkpoint.xml")
+    picture(tmp_path / "JPEGImages" / "a.jpg")
+    assert len(open_dataset(str(tmp_path), "train")) == 1
+    xml(tmp_path / "Annotations" / "more" / "a.xml")
+    text(tmp_path / "ImageSets" / "Main" / "train.txt", "a\n")
+    with pytest.raises(InputError, match="have one name, which lists cannot tell apart; rename one"):
+        open_dataset(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(("beside", "content"), [("classes.txt", "dog\n"), ("coco.yaml", "train: x\nnames: [dog]\n")])
+def test_a_coco_file_says_more_than_lists_of_names_and_yamls_beside_it(tmp_path, beside, content):
+    coco(tmp_path / "annotations.json", ["a.jpg"], CATS)
+    picture(tmp_path / "a.jpg")
+    text(tmp_path / beside, content)
+    assert find_splits(tmp_path).format == "COCO"
+    assert diagnose(tmp_path).format == "COCO"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="may look into everything")
+def test_a_folder_that_may_not_be_looked_into_is_passed_over(tmp_path):
+    (tmp_path / "lost+found").mkdir(mode=0)
+    with pytest.raises(InputError, match="no data set that can be read"):
+        open_dataset(str(tmp_path), "train")

@@ -5,7 +5,7 @@ bit for bit whatever shares its batch and however many threads make it. Places a
 in half sides: −1 and 1 are its edges, as in torch's grid_sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,11 +47,21 @@ class BatchAugmentation:
     def __init__(self, config: AugmentationConfig, images: ImageConfig):
         self.config, self.images = config, images
 
-    def __call__(self, dataset: Dataset, indices: Sequence[int], seeds: Sequence[int], progress: float) -> Batch:
-        """Return the images `indices` changed; `progress` is the share of the run that is done."""
+    def __call__(
+        self,
+        dataset: Dataset,
+        indices: Sequence[int],
+        seeds: Sequence[int],
+        progress: float,
+        usable: Callable[[int], int] = int,
+    ) -> Batch:
+        """Return the images `indices` changed; `progress` is the share of the run that is done.
+
+        `usable` says which image to take for one that a mosaic asks for.
+        """
         config = self.config
         draws = draw(seeds)
-        pictures, objects = self.scenes(dataset, indices, draws, progress)
+        pictures, objects = self.scenes(dataset, indices, draws, progress, usable)
         maps = affine_maps(draws, config)
         side = side_at(progress, config, self.images)
         few = max(PIXELS_AT_ONCE // self.images.size**2, 1)
@@ -73,7 +83,7 @@ class BatchAugmentation:
         return moved(normalise(coloured(pictures, draws, spread) if spread else pictures, self.images), maps, side)
 
     def scenes(
-        self, dataset: Dataset, indices: Sequence[int], draws: Draws, progress: float
+        self, dataset: Dataset, indices: Sequence[int], draws: Draws, progress: float, usable: Callable[[int], int]
     ) -> tuple[UInt8[Tensor, "batch 3 size size"], BatchObjects]:
         """Return the pictures before any change, single or as mosaics, and their objects."""
         config = self.config
@@ -82,7 +92,7 @@ class BatchAugmentation:
         pictures, boxes, labels = [], [], []
         for i, index in enumerate(indices):
             if chosen[i]:
-                four = [int(draws[name][i] * len(dataset)) for name in ("second", "third", "fourth")]
+                four = [usable(int(draws[name][i] * len(dataset))) for name in ("second", "third", "fourth")]
                 four.insert(int(draws["place"][i] * 4), index)
                 scene = mosaic(dataset, four, self.images.size)
             else:

@@ -138,7 +138,7 @@ class Steps(TorchDataset):
         except InputError:
             if not self.dataset.skips:
                 raise
-        return self.made([(epoch, self.readable(index)) for epoch, index in chosen], progress)
+        return self.made([(epoch, self.readable(index)) for epoch, index in chosen], progress, self.readable)
 
     def readable(self, index: int) -> int:
         """Return the first image from this one on that can be read; what is passed over is said once by each reader."""
@@ -153,14 +153,14 @@ class Steps(TorchDataset):
                 self.passed_over.add(there)
         raise InputError(f"{self.dataset.name}: none of {len(self.dataset)} images can be read")
 
-    def made(self, chosen: list[tuple[int, int]], progress: float) -> Batch:
-        """Return the samples of those (epoch, index) as one batch."""
+    def made(self, chosen: list[tuple[int, int]], progress: float, usable: Callable[[int], int] = int) -> Batch:
+        """Return the samples of those (epoch, index) as one batch; `usable` stands in for what mosaics ask for."""
         change, indices = self.augmentation, [index for _, index in chosen]
         if change is None or progress >= change.config.until:
             return make_batch([fixed_sample(self.dataset, self.images, index) for index in indices], self.images)
         seeds = [sample_seed(self.seed, *each) for each in chosen]
         if isinstance(change, BatchAugmentation):
-            return change(self.dataset, indices, seeds, progress)
+            return change(self.dataset, indices, seeds, progress, usable)
         samples = [self.sample(change, index, seed) for index, seed in zip(indices, seeds, strict=True)]
         return make_batch(samples, self.images)
 

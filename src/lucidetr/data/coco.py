@@ -18,6 +18,7 @@ from lucidetr.data.long_json import read_in_blocks
 from lucidetr.data.splits import SPLIT_WORDS, find_names, split_of
 from lucidetr.errors import InputError
 
+NOTES = "notes.json"  # of Label Studio in its YOLO folders
 LISTS = ("images", "annotations", "categories")  # that a file must have
 
 
@@ -75,14 +76,14 @@ def find_coco(folder: Path) -> dict[str, Path]:
 
     Known layouts: annotations/NAME.json beside image folders (COCO itself, with instances_ before the name),
     NAME.json in the folder, and SPLIT/_annotations.coco.json beside that split's images. A lone file without a
-    split's name counts as the training split, but beside a list of names, where it tells of a YOLO folder's origin.
+    split's name counts as the training split, but not the notes that Label Studio leaves beside a list of names.
     """
     places = ("annotations/*.json", "*.json", "*/_annotations*.json")
     candidates = sorted({path for place in places for path in folder.glob(place)})
     if any(path.stem.startswith("instances") for path in candidates):  # COCO also ships captions and key points
         candidates = [path for path in candidates if path.stem.startswith("instances")]
-    lone = len(candidates) == 1 and not _split_of(candidates[0])
-    if not candidates or (lone and find_names(folder)):
+    lone = len(candidates) == 1
+    if not candidates or (lone and candidates[0].name == NOTES and find_names(folder)):
         return {}
     found: dict[str, list[Path]] = {}
     for path in candidates:
@@ -187,9 +188,9 @@ def _short(item: dict) -> str:
 
 
 def _without_root(items: list[dict], used: np.ndarray) -> tuple[list[dict], str]:
-    """Return the categories without Roboflow's root of them, the project itself, where it has no box; and a word on it.
+    """Return the categories, without Roboflow's root of them if it has the name of another; and a word on it.
 
-    It has the number 0, and is what all others state as their supercategory.
+    The root is the project itself: it has the number 0 and no box, and all others state it as their supercategory.
     """
     others = [item for item in items if item.get("id") != 0]
     roots = [item for item in items if item.get("id") == 0]
@@ -198,7 +199,9 @@ def _without_root(items: list[dict], used: np.ndarray) -> tuple[list[dict], str]
     name = roots[0].get("name")
     if roots[0].get("supercategory") != "none" or any(other.get("supercategory") != name for other in others):
         return items, ""
-    return others, f"category 0, {name}, left out: it stands for the project, and has no box"
+    if name in [other.get("name") for other in others]:
+        return others, f"category 0, {name}, left out: it stands for the project, and has no box"
+    return items, f"category 0, {name}, has no box: if it only names the project, take it out of every split's file"
 
 
 def _categories(path: Path, items: list[dict]) -> Categories:

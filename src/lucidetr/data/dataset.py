@@ -94,7 +94,8 @@ class Dataset:
 
     def subset(self, indices: np.ndarray, name: str) -> "Dataset":
         """Return some of the images, in the given order."""
-        return Dataset(name, self.annotations.subset(indices), partial(_chosen, self, indices.tolist()), self.stored)
+        read = partial(_chosen, self, indices.tolist())
+        return Dataset(name, self.annotations.subset(indices), read, self.stored, self.skips)
 
 
 def open_dataset(source: str, split: str, bad_boxes: BadBoxes = "refuse") -> Dataset:
@@ -154,6 +155,7 @@ def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]
         train = open_dataset(config.data, "train", config.bad_boxes)
     else:
         raise InputError("no data: give --data FOLDER, --data generated:digits, or --train-json and --train-images")
+    train = replace(train, skips=config.bad_pictures == "skip")
     notes += mended(train) + without_objects(train)
     if config.overfit:
         few = train.subset(np.arange(min(config.overfit, len(train))), f"{train.name}, first {config.overfit}")
@@ -171,8 +173,7 @@ def open_training_data(config: TrainConfig) -> tuple[Dataset, Dataset, list[str]
         )
     val = in_categories_of(train, val)
     notes += mended(val) + shared_files(train, val)
-    train = replace(train.keep(gigabytes), skips=config.bad_pictures == "skip")
-    return train, val.keep(config.cache_gb), notes
+    return train.keep(gigabytes), val.keep(config.cache_gb), notes
 
 
 def mended(dataset: Dataset) -> list[str]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lucidetr.errors import InputError, unreadable
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".avif")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+SUFFIXES += (".avif",) if ".avif" in Image.registered_extensions() else ()  # from Pillow 11.3 on
 MAX_PIXELS = 100_000_000  # refused by the header, before anything is decoded
 # Above so many, which cost half a second and 130 MB, a file must have bytes for what it claims. Photographs have, even
 # blank ones: a byte for at most 260 pixels in JPEG, 340 in RGB PNG, 560 in WebP, 820 in grey PNG. What is refused is

@@ -26,16 +26,10 @@ def split_of(name: str) -> str | None:
 
 
 def find_yaml(source: Path) -> Path | None:
-    """Return the description of a YOLO data set: the file itself, or the one in a folder; None where there is none.
-
-    In a folder it has a usual name, or is the only YAML text that says train and names.
-    """
+    """Return the description of a YOLO data set: the file itself, or the one in a folder; None where there is none."""
     if source.suffix in (".yaml", ".yml"):
         return source
-    if usual := next((source / name for name in YAMLS if (source / name).is_file()), None):
-        return usual
-    others = [path for path in sorted(source.glob("*.y*ml")) if path.is_file() and _describes(path)]
-    return others[0] if len(others) == 1 else None
+    return next((source / name for name in YAMLS if (source / name).is_file()), None)
 
 
 def _describes(yaml: Path) -> bool:
@@ -48,7 +42,13 @@ def _describes(yaml: Path) -> bool:
 
 
 def find_names(source: Path) -> Path | None:
-    """Return the list of names of a YOLO folder without a yaml, as labelling tools export it; None: there is none."""
+    """Return what says the names of a YOLO folder that has no yaml of a usual name; None where nothing does.
+
+    The only YAML text of another name that says train and names, or a list of names as labelling tools export it.
+    """
+    others = [path for path in sorted(source.glob("*.y*ml")) if path.is_file() and _describes(path)]
+    if len(others) == 1:
+        return others[0]
     places = [folder / name for folder in (source, source / "labels") for name in NAME_LISTS]
     return next((place for place in places if place.is_file()), None)
 
@@ -109,8 +109,11 @@ def nothing_found(source: Path) -> InputError:
 
 
 def _looks_like_a_set(folder: Path) -> bool:
-    """Say whether a folder has what a data set's folder has at its top."""
-    return bool(find_yaml(folder) or find_names(folder) or any((folder / a).is_dir() for a in ANNOTATIONS))
+    """Say whether a folder has what a data set's folder has at its top; one that may not be looked into has not."""
+    try:
+        return bool(find_yaml(folder) or find_names(folder) or any((folder / a).is_dir() for a in ANNOTATIONS))
+    except OSError:
+        return False
 
 
 def _refusing(said: str) -> Callable[[BadBoxes], Annotations]:

@@ -25,6 +25,9 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
     pictures. Where there is no train.txt,
     trainval.txt lists the training pictures, those of val.txt left out. An empty list of val or test is none.
     """
+    for place in annotation_folders(folder):
+        if not any(place.glob("*.xml")) and (divided := _split_folders(place)):
+            return divided
     files = xml_files(folder)
     if not files:
         return _split_folders(folder)
@@ -34,6 +37,9 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
     for split in ("train", "val", "test"):
         if split in lists and (paths := _listed(lists[split], known)):
             found[split] = paths
+    if found and len(known) < len(files):
+        twice = next(path for path in files if known[path.stem] != path)
+        raise InputError(f"{twice} and {known[twice.stem]} have one name, which lists cannot tell apart; rename one")
     if "train" not in lists and "trainval" in lists:
         held_out = set(found.get("val", []))
         found["train"] = [path for path in _listed(lists["trainval"], known) if path not in held_out]
@@ -44,8 +50,21 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
 
 def xml_files(folder: Path) -> list[Path]:
     """Return the XML files of a folder: those below its annotations, or, where it has none, its own."""
-    places = [each for each in sorted(folder.iterdir()) if each.is_dir() and each.name.lower() == "annotations"]
-    return sorted(path for place in places for path in place.rglob("*.xml")) or sorted(folder.glob("*.xml"))
+    below = [path for place in annotation_folders(folder) for path in place.rglob("*.xml") if not _hidden(path, place)]
+    return sorted(below) or sorted(folder.glob("*.xml"))
+
+
+def annotation_folders(folder: Path) -> list[Path]:
+    """Return the folders of annotations in a folder; one that may not be looked into has none."""
+    try:
+        return [each for each in sorted(folder.iterdir()) if each.is_dir() and each.name.lower() == "annotations"]
+    except OSError:
+        return []
+
+
+def _hidden(path: Path, place: Path) -> bool:
+    """Say whether a file lies in a folder that programs keep for themselves: .ipynb_checkpoints, @eaDir."""
+    return any(part.startswith((".", "@")) for part in path.relative_to(place).parts)
 
 
 def _listed(words: Path, known: dict[str, Path]) -> list[Path]:
@@ -190,7 +209,7 @@ def picture_of(folder: Path, path: Path, tree: ET.Element) -> Path:
     for name in names:
         for place in places:
             if is_file(place / name):
-                inside(path, "its picture", name, place)
+                refuse_outside(path, "its picture", [place / name], [folder])
                 return (place / name).relative_to(folder)
     tried = ", ".join(str(place) for place in dict.fromkeys(places))
     raise InputError(f"{path}: its picture {stated or path.stem} is in none of {tried}; put it there")

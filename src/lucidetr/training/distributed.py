@@ -302,8 +302,10 @@ def cut(batch: int, micro_batch: int, ranks: Ranks) -> str:
     >>> cut(16, 2, ALONE), cut(16, 2, Ranks(0, 4))
     ('batch 16 as 8 × 2', 'batch 16 as 4 ranks × 2 × 2')
     """
+    share = check_share(batch, ranks)
+    micro = min(micro_batch, share)
     several = f"{ranks.size} ranks × " if ranks.size > 1 else ""
-    return f"batch {batch} as {several}{-(-check_share(batch, ranks) // micro_batch)} × {micro_batch}"
+    return f"batch {batch} as {several}{-(-share // micro)} × {micro}"
 
 
 def share_batch_norm(model: nn.Module, device: torch.device, ranks: Ranks) -> list[str]:

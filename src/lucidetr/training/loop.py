@@ -65,7 +65,9 @@ class Run(Prepared):
         config, clock = self.config, self.clock
         if not clock.step and config.preflight != "off":
             drawing = self.folder / FIRST_BATCH if self.ranks.first else None
-            preflight(config, self.model, self.train_set, drawing, self.autocast, self.line.say)
+            at_once = min(config.micro_batch, config.batch // self.ranks.size)  # no rank ever passes more
+            tried = replace(config, micro_batch=at_once)
+            preflight(tried, self.model, self.train_set, drawing, self.autocast, self.line.say)
         augmentation = None if config.overfit else build_augmentation(config.augmentation, config.images)
         steps = training_steps(
             self.train_set,

@@ -88,8 +88,7 @@ class Prepared:
         else:
             self.config, changes = settle(self.asked, start, self.train_set)
             notes += changes
-        share = check_share(self.config.batch, self.ranks)  # no rank ever passes more at once
-        self.config = replace(self.config, micro_batch=min(self.config.micro_batch, share))
+        check_share(self.config.batch, self.ranks)
         return start, notes
 
     def choose_device(self) -> None:
@@ -171,23 +170,26 @@ class Prepared:
         tensors, numbers, notes = load_newest_training(self.folder / "checkpoints")
         for note in notes:
             self.line.say(note)
-        try:
-            put_back(tensors, self.model, self.optimiser, self.average, self.device)
-        except (RuntimeError, KeyError, ValueError) as error:
-            told = str(error).strip().splitlines()[0]
+        own = {f"model.{name}": tuple(value.shape) for name, value in self.model.state_dict().items()}
+        held = {name: tuple(value.shape) for name, value in tensors.items() if name.startswith("model.")}
+        if other := sorted(dict(held.items() ^ own.items())):
             place = self.folder / "checkpoints"
-            raise InputError(f"{place}: the newest is of another model ({told}); take it away, then --resume") from None
+            raise InputError(f"{place}: the newest is of another model ({other[0]}); take it away, then --resume")
+        put_back(tensors, self.model, self.optimiser, self.average, self.device)
         if self.average:
             self.average.updates = numbers["averaged"]
         self.guard.in_a_row, self.owes = numbers.get("skipped", 0), numbers.get("owes", False)
         self.clock.step, self.clock.seconds = numbers["step"], numbers["seconds"]
-        self.best, self.saved_at = max(numbers["best"], self.best_there_is()), self.clock.seconds
+        self.best, self.saved_at = self.best_there_is(numbers["best"]), self.clock.seconds
 
-    def best_there_is(self) -> float:
-        """Return the AP of the best model in the folder, which may have been saved after the checkpoint; −1: none."""
+    def best_there_is(self, noted: float) -> float:
+        """Return the AP of the best model in the folder, which may have been saved after the checkpoint noted one.
+
+        Where its file is damaged, any other is better.
+        """
         file = self.folder / BEST
         try:
-            return load_model(file)[1].metrics.get("AP", -1.0) if file.is_file() else -1.0
+            return max(noted, load_model(file)[1].metrics.get("AP", -1.0)) if file.is_file() else noted
         except InputError as error:
             self.line.say(f"warning: {error}; the next evaluation writes another")
             return -1.0

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -23,13 +24,15 @@ class ProgressLine:
             self.live.start()
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
-        self.console.print(text, markup=False)
+        """Print a line that stays; a terminal or pipe that is closed must not keep the run from saving."""
+        with suppress(OSError):
+            self.console.print(text, markup=False)
 
     def show(self, progress: float, text: str) -> None:
         """Show the present state; outside a terminal only every few seconds."""
         if self.live:
-            self.live.update(self.task, completed=progress, description=text)
+            with suppress(OSError):
+                self.live.update(self.task, completed=progress, description=text)
         elif time.monotonic() - self.last_plain >= PLAIN_EVERY:
             self.last_plain = time.monotonic()
             self.say(f"{progress:4.0%}  {text}")
@@ -37,7 +40,8 @@ class ProgressLine:
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self.live:
-            self.live.stop()
+            with suppress(OSError):
+                self.live.stop()
 
 
 def duration(seconds: float) -> str:
