@@ -14,7 +14,7 @@ from dataclasses import replace
 from lucidetr.data.dataset import open_dataset
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
-from lucidetr.training.memory import backward, largest_batch
+from lucidetr.training.memory import add_gradients, largest_batch
 from lucidetr.training.precision import autocast
 from lucidetr.training.recompute import recompute
 
@@ -35,7 +35,7 @@ for model, computing in (
     (sparing, torch.compile(sparing, backend="BACKEND")),
 ):
     model.zero_grad()
-    backward(config, computing, batch, precision, batch.counts.tolist())
+    add_gradients(config, computing, batch, precision, batch.counts.tolist())
     found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 eager, *others = found
 largest = max(float(g.abs().max()) for g in eager.values())
