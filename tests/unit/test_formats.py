@@ -121,7 +121,7 @@ def test_names_in_voc_lists_may_have_spaces_and_the_list_a_mark_at_its_head(voc)
     [
         ("<annotation>", r"a\.xml: not XML .*line 1"),
         ("<!DOCTYPE x [<!ENTITY y 'z'>]><annotation/>", r"a\.xml: it defines a document type"),
-        ("<annotation><size><width>40</width></size></annotation>", r"a\.xml: <annotation> has no <size/height>"),
+        ("<annotation><size><width>40</width></size></annotation>", r"a\.xml: <size> has no <height>"),
         (
             "<annotation><size><width>0</width><height>9</height></size></annotation>",
             r"a\.xml: <size> says 0 × 9 pixels",

@@ -83,7 +83,12 @@ class BatchAugmentation:
         return moved(normalise(coloured(pictures, draws, spread) if spread else pictures, self.images), maps, side)
 
     def scenes(
-        self, dataset: Dataset, indices: Sequence[int], draws: Draws, progress: float, usable: Callable[[int], int]
+        self,
+        dataset: Dataset,
+        indices: Sequence[int],
+        draws: Draws,
+        progress: float,
+        usable: Callable[[int], int] = int,
     ) -> tuple[UInt8[Tensor, "batch 3 size size"], BatchObjects]:
         """Return the pictures before any change, single or as mosaics, and their objects."""
         config = self.config

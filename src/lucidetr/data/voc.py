@@ -189,9 +189,10 @@ def _number(path: Path, element: ET.Element, name: str) -> float:
 
 def stated_size(path: Path, tree: ET.Element) -> tuple[int, int] | None:
     """Return height and width as the file states them, None where it says none, or 0 × 0 as some programs write."""
-    if {(tree.findtext(f"size/{side}") or "0").strip() for side in ("height", "width")} == {"0"}:
+    size = tree.find("size")
+    if size is None or {(size.findtext(side) or "0").strip() for side in ("height", "width")} == {"0"}:
         return None
-    height, width = (_number(path, tree, f"size/{side}") for side in ("height", "width"))
+    height, width = (_number(path, size, side) for side in ("height", "width"))
     if not (1 <= height <= LONGEST and 1 <= width <= LONGEST):
         raise InputError(f"{path}: <size> says {width:g} × {height:g} pixels; write the picture's own size there")
     return int(height), int(width)
