@@ -43,6 +43,11 @@ def refuse_outside(path: Path, what: str, files: Iterable[Path], folders: list[P
             raise InputError(f"{path}: {what}: {file} is no file but a folder or a device; name a picture's file")
 
 
+def hidden(path: Path, place: Path) -> bool:
+    """Say whether a file lies in a folder that programs keep for themselves: .ipynb_checkpoints, @eaDir."""
+    return any(part.startswith((".", "@")) for part in path.relative_to(place).parts)
+
+
 def is_within(place: Path, folders: list[Path]) -> bool:
     """Say whether a file or folder lies, links followed, in one of some folders."""
     try:

@@ -8,7 +8,7 @@ import numpy as np
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.data.decoding import SUFFIXES, upright_size
-from lucidetr.data.faults import BadBoxes, check_boxes, inside, is_file, listing, refuse_outside, refuse_twice
+from lucidetr.data.faults import BadBoxes, check_boxes, hidden, inside, is_file, listing, refuse_outside, refuse_twice
 from lucidetr.data.splits import split_of
 from lucidetr.errors import InputError, unreadable
 
@@ -50,7 +50,7 @@ def find_voc(folder: Path) -> dict[str, list[Path]]:
 
 def xml_files(folder: Path) -> list[Path]:
     """Return the XML files of a folder: those below its annotations, or, where it has none, its own."""
-    below = [path for place in annotation_folders(folder) for path in place.rglob("*.xml") if not _hidden(path, place)]
+    below = [path for place in annotation_folders(folder) for path in place.rglob("*.xml") if not hidden(path, place)]
     return sorted(below) or sorted(folder.glob("*.xml"))
 
 
@@ -60,11 +60,6 @@ def annotation_folders(folder: Path) -> list[Path]:
         return [each for each in sorted(folder.iterdir()) if each.is_dir() and each.name.lower() == "annotations"]
     except OSError:
         return []
-
-
-def _hidden(path: Path, place: Path) -> bool:
-    """Say whether a file lies in a folder that programs keep for themselves: .ipynb_checkpoints, @eaDir."""
-    return any(part.startswith((".", "@")) for part in path.relative_to(place).parts)
 
 
 def _listed(words: Path, known: dict[str, Path]) -> list[Path]:

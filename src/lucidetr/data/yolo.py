@@ -12,6 +12,7 @@ from lucidetr.data.decoding import SUFFIXES, upright_size
 from lucidetr.data.faults import (
     BadBoxes,
     check_boxes,
+    hidden,
     is_file,
     is_within,
     listing,
@@ -163,7 +164,7 @@ def _listed_names(file: Path) -> list[str]:
     return names
 
 
-def _split_folders(folder: Path) -> dict[str, str | list[str]]:
+def _split_folders(folder: Path) -> dict[str, list[str]]:
     """Return the folders of each split, or the whole folder as training pictures where none is named after a split.
 
     Known layouts: train/images, images/train, Darknet's obj_train_data, and pictures without splits.
@@ -173,7 +174,7 @@ def _split_folders(folder: Path) -> dict[str, str | list[str]]:
     for each in inside:
         if each.is_dir() and (split := split_of(each.name)):
             found.setdefault(split, []).append(each.relative_to(folder).as_posix())
-    return {**found} or {"train": "."}
+    return found or {"train": ["."]}
 
 
 def _refuse_bombs(file: Path, text: str) -> None:
@@ -239,9 +240,7 @@ def _pictures(file: Path, content: dict[Any, Any], given: str) -> list[Path]:
     if place is None:
         raise InputError(f"{file}: {given} is neither of {', '.join(map(str, places))}; correct the line")
     if place.is_dir():
-        found = sorted(
-            path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and not _hidden(path, place)
-        )
+        found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and not hidden(path, place))
         refuse_outside(file, given, found, folders)
         return found
     listed = [line.strip() for line in read_lines(place) if line.strip()]
@@ -267,11 +266,6 @@ def _exists(place: Path) -> bool:
         return place.is_dir() or place.is_file()
     except (OSError, ValueError):  # a name that no disk can hold
         return False
-
-
-def _hidden(path: Path, place: Path) -> bool:
-    """Say whether a picture lies in a folder that programs keep for themselves: .ipynb_checkpoints, @eaDir."""
-    return any(part.startswith((".", "@")) for part in path.relative_to(place).parts)
 
 
 def _listed(place: Path, line: str, root: Path) -> Path | None:
