@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from lucidetr.data.coco import find_coco, read_coco, write_coco
+from lucidetr.data.examine import examine
+from lucidetr.data.raw import raw_coco
 from lucidetr.data.splits import find_splits
 from lucidetr.errors import InputError
 
@@ -69,6 +71,14 @@ def test_a_subset_keeps_each_images_objects(folder):
     assert read.image_ids.tolist() == [5]
     assert read.annotation_ids.tolist() == [3]
     assert len(read.target(0).labels) == 1
+
+
+@pytest.mark.parametrize("stated", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}])
+def test_a_size_that_is_not_stated_is_the_pictures_own(folder, stated):
+    images = [{"id": 11, "file_name": "a.png"} | stated, {"id": 5, "file_name": "b.png", "width": 40, "height": 30}]
+    path = write(folder, content(images=images))
+    assert read_coco(path, folder).sizes.tolist() == [[30, 40], [30, 40]]
+    assert not [finding for finding in examine([raw_coco("train", path)]) if "size" in finding.kind]
 
 
 def test_images_without_boxes_are_legal(folder):

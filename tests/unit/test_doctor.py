@@ -212,6 +212,7 @@ COCO = {
     "size-differs": (changed("images", 3, width=81), r"stated as 81 × 64 but .*3\.png is 80 × 64"),
     "size-turned": (picture(turned), r"stated as 80 × 64, its pixels before the EXIF note .* 64 × 80"),
     "mode-16-bit": (picture(save_as("I;16")), r"3\.png: 16-bit grey"),
+    "mode-16-bit-dark": (picture(save_as("I;16")), r"3\.png: 16-bit grey whose brightest pixel is \d+, read as "),
     "mode-32-bit": (picture(save_as("F")), r"3\.png: 32-bit pixels \(F\)"),
     "mode-cmyk": (picture(save_as("CMYK")), r"3\.png: CMYK"),
     "mode-alpha": (picture(save_as("RGBA")), r"3\.png: transparent pixels"),

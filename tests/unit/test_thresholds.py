@@ -135,6 +135,13 @@ def test_mistakes_are_refused_with_what_is_legal(text, said):
     assert said in str(error.value)
 
 
+def test_a_name_that_holds_a_comma_stands_in_quotes():
+    categories = Categories(ids=(1, 2), names=("car, red", "bus"))
+    assert least_scores('"car, red=0.4",bus=0.3', categories, Path()).tolist() == [0.4, 0.3]
+    with pytest.raises(InputError, match="'car' is not NAME=NUMBER"):
+        least_scores("car, red=0.4", categories, Path())
+
+
 def test_other_categories_never_count():
     assert least_scores("0.25", CATEGORIES, Path(), only=["b"]).tolist() == [float("inf"), 0.25]
     with pytest.raises(InputError, match="unknown category 'c': "):

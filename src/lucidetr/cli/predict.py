@@ -26,7 +26,7 @@ class Options:
     write: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """What: drawn, coco (detections.json), jsonl, csv, crops; with commas, or one by one. Left out: drawn,coco."""
     classes: str = ""
-    """Only these categories, NAME,NAME; left out: all."""
+    """Only these categories, NAME,NAME (in double quotes where a name holds a comma); left out: all."""
     threshold: str = "0.5"
     """Least score that counts: a number, NAME=NUMBER,… (others: 0.5), or best: the best F1 on the validation set, which
     `lucidetr eval` finds."""
@@ -59,12 +59,12 @@ def run(arguments: list[str]) -> None:
     from lucidetr.deployment.outputs import places
     from lucidetr.deployment.predict import Done, predict_files
     from lucidetr.deployment.tiles import Tiling
-    from lucidetr.evaluation.thresholds import least_scores
+    from lucidetr.evaluation.thresholds import least_scores, split_names
     from lucidetr.training.progress import ProgressLine, duration
 
     kinds = kinds_of(options.write)
     detector = load(options.model, options.device, options.precision, options.engine)
-    wanted = [name.strip() for name in options.classes.split(",")] if options.classes else []
+    wanted = split_names(options.classes)
     least = least_scores(options.threshold, detector.card.categories, Path(options.model), wanted)
     out = Path(options.out)
     sources = find_sources(options.inputs, out)

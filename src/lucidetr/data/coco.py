@@ -13,6 +13,7 @@ import numpy as np
 
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
+from lucidetr.data.decoding import upright_size
 from lucidetr.data.faults import BadBoxes, check_boxes, inside, is_file, listing, refuse_duplicates
 from lucidetr.data.long_json import read_in_blocks
 from lucidetr.data.splits import SPLIT_WORDS, find_names, split_of
@@ -20,6 +21,7 @@ from lucidetr.errors import InputError
 
 NOTES = "notes.json"  # of Label Studio in its YOLO folders
 LISTS = ("images", "annotations", "categories")  # that a file must have
+SIDES = ("height", "width")
 
 
 def read_coco(path: Path, images: Path | None = None, bad_boxes: BadBoxes = "refuse") -> Annotations:
@@ -222,12 +224,14 @@ def _categories(path: Path, items: list[dict]) -> Categories:
 
 
 def _images(path: Path, folder: Path, items: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return ids, file names and sizes (height, width) of the images; each file must be there."""
+    """Return ids, file names and sizes (height, width) of the images; each file must be there.
+
+    Where the file states no size, or 0 × 0, it is the picture's own.
+    """
     if not items:
         raise InputError(f"{path}: the list of images is empty")
     ids = _integers(path, items, "id")
     refuse_duplicates(path, "image", ids)
-    sizes = np.stack([_integers(path, items, "height"), _integers(path, items, "width")], axis=1)
     for item in items:
         name = item.get("file_name")
         if not isinstance(name, str) or not name or "\0" in name:
@@ -240,16 +244,19 @@ def _images(path: Path, folder: Path, items: list[dict]) -> tuple[np.ndarray, np
                 f"{path}: images {first} and {item['id']} are the same file {item['file_name']}; "
                 "keep one entry, and give it the annotations of both"
             )
-    missing = _missing(path, folder, items)
+    if missing := _missing(path, folder, items):
+        raise InputError(
+            f"{path}: {len(missing)} of {len(items)} image files are missing in {folder}: "
+            f"{listing(missing)}; put them there, or take their entries out of the file"
+        )
+    for item in items:
+        if not any(map(item.get, SIDES)):
+            item |= zip(SIDES, upright_size(folder / item["file_name"]), strict=True)
+    sizes = np.stack([_integers(path, items, side) for side in SIDES], axis=1)
     if (sizes < 1).any():
         row = int(np.flatnonzero((sizes < 1).any(1))[0])
         raise InputError(
             f"{path}: image {ids[row]} has height × width {sizes[row, 0]} × {sizes[row, 1]}; expected at least 1"
-        )
-    if missing:
-        raise InputError(
-            f"{path}: {len(missing)} of {len(items)} image files are missing in {folder}: "
-            f"{listing(missing)}; put them there, or take their entries out of the file"
         )
     return ids, np.array([item["file_name"] for item in items]), sizes
 

@@ -77,6 +77,7 @@ def look_at(raw: Raw, picture: Picture) -> tuple[str, int] | None:
                 _header(raw, picture, image)
                 image.filename = ""  # see decoding.py
                 image.load()
+                _depth(raw, path, image)
                 return hashlib.sha256(content).hexdigest(), fingerprint(image)
     except InputError as error:
         raw.error("image-huge", str(error))
@@ -106,8 +107,6 @@ def _header(raw: Raw, picture: Picture, image: Image.Image) -> None:
             raw.error("size-differs", f"{text}: correct width and height, or replace the picture")
     if image.mode in ("I", "F"):
         raw.error("mode-32-bit", f"{path}: 32-bit pixels ({image.mode}) have no agreed brightness; save 8 or 16 bits")
-    elif image.mode.startswith("I;16"):
-        raw.warn("mode-16-bit", f"{path}: 16-bit grey, read as brightness / 257")
     elif image.mode == "CMYK":
         raw.warn("mode-cmyk", f"{path}: CMYK, read as RGB without a colour profile; better save it as RGB")
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -118,6 +117,17 @@ def _header(raw: Raw, picture: Picture, image: Image.Image) -> None:
         raw.warn("image-tiny", f"{path}: {width} × {height} pixels; there is little to see")
     elif max(width, height) > LONGEST_ASPECT * min(width, height):
         raw.warn("image-long", f"{path}: {width} × {height} pixels; cut such strips into pieces")
+
+
+def _depth(raw: Raw, path: Path, image: Image.Image) -> None:
+    """Say how 16-bit grey is read, and where a camera's 12 bits or fewer lie in it: such a picture is nearly black."""
+    if not image.mode.startswith("I;16"):
+        return
+    raw.warn("mode-16-bit", f"{path}: 16-bit grey, read as brightness / 257")
+    brightest = int(np.asarray(image).max())
+    if brightest < 2**12:
+        text = f"{path}: 16-bit grey whose brightest pixel is {brightest}, read as {round(brightest / 257)} of 255"
+        raw.warn("mode-16-bit-dark", f"{text}: nearly black; spread the brightness over all 16 bits")
 
 
 def _frames(image: Image.Image) -> int:

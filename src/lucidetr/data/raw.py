@@ -227,11 +227,9 @@ def _pictures(raw: Raw, path: Path, content: dict[str, Any]) -> dict[int, int]:
         stated = (entry.get("width"), entry.get("height"))
         sides = [side if type(side) is int and 0 < side < 2**63 else None for side in stated]
         if None in sides:
-            raw.error(
-                "image-size",
-                f"{place} ({name}): width {entry.get('width')!r} and height {entry.get('height')!r}; "
-                "write the picture's own pixels",
-            )
+            if any(stated):  # else they are the picture's own
+                said = f"{place} ({name}): width {stated[0]!r} and height {stated[1]!r}"
+                raw.error("image-size", f"{said}; write the picture's own pixels")
             sides = [None, None]
         raw.pictures.append(Picture(f"{place} ({name})", folder / name, *sides))
     return rows

@@ -1,5 +1,6 @@
 """Which score is enough: the thresholds with the best F1, kept beside a model, and those that a user asks for."""
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -105,12 +106,21 @@ def _said(text: str, categories: Categories, model: Path) -> Float[Tensor, " cat
     if "=" not in text:
         return torch.full((len(categories),), _number(text, text), dtype=torch.float64)
     least = torch.full((len(categories),), DEFAULT, dtype=torch.float64)
-    for part in text.split(","):
+    for part in split_names(text):
         name, equals, number = part.strip().rpartition("=")
         if not equals:
             raise InputError(f"--threshold {text}: {part!r} is not NAME=NUMBER; {LEGAL}")
         least[labels_of([name], categories)] = _number(number, text)
     return least
+
+
+def split_names(text: str) -> list[str]:
+    """Return the parts between commas; one that holds a comma itself stands in double quotes, as in a CSV file.
+
+    >>> split_names('cat, "car, red", dog')
+    ['cat', 'car, red', 'dog']
+    """
+    return [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
 
 
 def _number(word: str, text: str) -> float:
