@@ -157,8 +157,8 @@ class LossConfig:
 
     classification: Literal["cross_entropy", "focal", "varifocal", "ia_bce", "mal"] = "cross_entropy"
     """cross_entropy belongs to softmax (the paper), the others to sigmoid: focal (Lin et al. 2017), and three that
-    ask the score of a match to be its overlap: varifocal (Zhang et al. 2021), ia_bce (Cai et al. 2023), mal (Huang
-    et al. 2024)."""
+    ask the score of a match to follow its overlap: varifocal (Zhang et al. 2021), ia_bce (Cai et al. 2023), mal
+    (Huang et al. 2024)."""
     cost_class: float = 1.0
     cost_l1: float = 5.0
     cost_giou: float = 2.0
@@ -260,7 +260,7 @@ class OptimiserConfig:
     backbone_lr: float = 1e-5
     matrices: Literal["adamw", "muon"] = "adamw"
     """How matrices and kernels between features step. muon: along orthogonal matrices (Jordan et al. 2024), scaled so
-    that an entry's change, in root mean square, is the rate."""
+    that an entry's change, in root mean square, is about the rate."""
     weight_decay: float = 1e-4
     clip: float = 0.1
     """Largest norm of all gradients together; 0: no clip."""
@@ -269,7 +269,7 @@ class OptimiserConfig:
     warmup: float = 0.0
     """Share of the run over which the rate rises, from a hundredth of its peak."""
     drop_at: float = 2 / 3
-    """step: the rate falls to a tenth here (epoch 200 of 300 in the paper)."""
+    """step: the rate falls to a tenth here (the paper: epoch 200 of 300; of its 500 epochs at 400, 0.8)."""
     flat: float = 0.0
     """cosine: the rate stays at its peak until this share of the run."""
     final: float = 0.02

@@ -16,16 +16,18 @@ from lucidetr.config import (
 from lucidetr.errors import InputError, did_you_mean
 from lucidetr.fields import with_fields
 
-PRETRAINED_FREEZE = ("backbone.stem", "backbone.stages.0")  # the paper, A.4; its backbone comes from ImageNet
+PRETRAINED_FREEZE = ("backbone.stem", "backbone.stages.0")  # as the published code has it, for a backbone from ImageNet
 
 DETR_R50 = TrainConfig(recipe="detr-r50", freeze=PRETRAINED_FREEZE)
 
 
 def _paper(name: str, backbone: BackboneConfig) -> TrainConfig:
-    return replace(DETR_R50, recipe=name, model=replace(DETR_R50.model, backbone=backbone))
+    """Return DETR_R50 with another backbone; the published DC5 models learned one picture at a time, unpadded."""
+    config = replace(DETR_R50, recipe=name, model=replace(DETR_R50.model, backbone=backbone))
+    return replace(config, micro_batch=1) if backbone.dilation else config
 
 
-# Five times the paper's parameters, four fifths of them in the backbone, and another choice in every part of the
+# Five times the paper's parameters, four fifths of them in the backbone, and another choice in most parts of the
 # transformer (docs/detr-222m.md counts them). Nothing is pretrained at this size: group norm, one rate.
 DETR_222M = replace(
     DETR_R50,
@@ -218,7 +220,7 @@ LADDER = (
         {"model.queries": "selected"},
         carries=("taught", "scored"),
     ),
-    Rung("mal", "the score of a match shall be its overlap", {"loss.classification": "mal"}),
+    Rung("mal", "the score of a match shall follow its overlap", {"loss.classification": "mal"}),
     Rung("no-dropout", "nothing is dropped", {"model.dropout": 0.0}),
     Rung(
         "pre-norm",

@@ -196,12 +196,28 @@ def test_boxes_follow_the_picture(kind, seed, top, left, height, width):
     target = Target(torch.tensor([[left, top, right, bottom]]).float(), torch.tensor([4]))
     changed, moved = Augmentation(config, images)(image, target, seed)
     white = (changed[0] > 127).nonzero()
-    if len(moved.labels) == 0:
+    sides = moved.boxes_xyxy[:, 2:] - moved.boxes_xyxy[:, :2]
+    assert (sides > 0).all()
+    if not (sides >= 1).all() or len(sides) == 0:
         assert len(white) <= 2 * max(changed.shape)  # at most a line that rounding left
         return
     assert moved.labels.tolist() == [4]
     (y0, x0), (y1, x1) = white.amin(0).tolist(), (white.amax(0) + 1).tolist()
     torch.testing.assert_close(moved.boxes_xyxy[0], torch.tensor([x0, y0, x1, y1]).float(), rtol=0, atol=1.6)
+
+
+def test_a_thin_object_stays_one_where_nothing_is_cut_off():
+    config, target = AugmentationConfig(crop=0.0), Target(torch.tensor([[600.0, 300, 601.5, 500]]), torch.tensor([4]))
+    changed, moved = Augmentation(config, ImageConfig())(torch.zeros(3, 960, 1280, dtype=torch.uint8), target, 0)
+    width, height = (moved.boxes_xyxy[0, 2:] - moved.boxes_xyxy[0, :2]).tolist()
+    assert width == pytest.approx(1.5 * changed.shape[2] / 1280, abs=1e-3)
+    assert height == pytest.approx(200 * changed.shape[1] / 960, abs=1e-3)
+    aside = AugmentationConfig(crop=1.0, crop_scales=(960,), crop_sides=(64, 64))
+    kept = [
+        len(Augmentation(aside, ImageConfig())(torch.zeros(3, 960, 1280, dtype=torch.uint8), target, seed)[1].labels)
+        for seed in range(12)
+    ]
+    assert 0 in kept
 
 
 @pytest.mark.parametrize("crop", [0.0, 1.0])

@@ -36,7 +36,7 @@ def draw(batch: Batch, number: int = 400, noise: float = 0.4, seed: int = 0):
     return draw_hints(batch, replace(MODEL, num_queries=number, num_classes=3, denoising=noise), seed, step=0)
 
 
-def test_the_first_hint_of_an_object_lies_near_and_all_others_off():
+def test_the_first_hint_of_an_object_lies_near_and_the_second_off():
     batch = batch_of(1)
     corner = cxcywh_to_xyxy(batch.boxes_cxcywh[0, 0])
     half = batch.boxes_cxcywh[0, 0, 2:].repeat(2) / 2
@@ -53,11 +53,22 @@ def test_the_first_hint_of_an_object_lies_near_and_all_others_off():
 
 
 def test_a_quarter_of_the_labels_lie():
-    labels = draw(batch_of(1)).labels
+    labels = draw(batch_of(200)).labels
     # a lie is drawn among all three classes, so a third of the lies are true
     assert abs((labels != 1).float().mean().item() - 0.25 * 2 / 3) < 0.06
     assert labels.min() >= 0
     assert labels.max() <= 2
+
+
+def test_an_object_gives_two_hints_and_all_others_tell_nothing_of_it():
+    batch = batch_of(2)
+    hints = draw(batch, 400)
+    truth = cxcywh_to_xyxy(batch.boxes_cxcywh[0, :1])
+    overlaps = iou(cxcywh_to_xyxy(hints.boxes_cxcywh[0]), truth.expand(400, 4))
+    assert overlaps[:2].min() > 0.3  # near
+    assert overlaps[4:].mean() < 0.15
+    assert len(hints.labels[0, 4:].unique()) == 3
+    assert abs((hints.labels[0, 4:] == 1).float().mean().item() - 1 / 3) < 0.08
 
 
 @pytest.mark.parametrize("counts", [(0, 2), (0, 0), (3, 1)])

@@ -67,9 +67,9 @@ class Neighbour:
 
 
 NEIGHBOURS = (
-    Neighbour("lucid-xs", "DEIMv2-Femto", "416²", 1.0, 1.7, 31.0, "distilled"),
-    Neighbour("lucid-xs", "DEIMv2-Pico", "640²", 1.5, 5.2, 38.5, "distilled"),
-    Neighbour("lucid-s", "DEIMv2-N", "640²", 3.6, 6.8, 43.0, "distilled"),
+    Neighbour("lucid-xs", "DEIMv2-Femto", "416²", 1.0, 1.7, 31.0, "ImageNet"),
+    Neighbour("lucid-xs", "DEIMv2-Pico", "640²", 1.5, 5.2, 38.5, "ImageNet"),
+    Neighbour("lucid-s", "DEIMv2-N", "640²", 3.6, 6.8, 43.0, "ImageNet"),
     Neighbour("lucid-s", "D-FINE-N", "640²", 4, 7, 42.8, "ImageNet"),
     Neighbour("lucid-m", "RT-DETRv2-S", "640²", 20, 60, 48.1, "ImageNet"),
     Neighbour("lucid-m", "D-FINE-M", "640²", 19, 57, 52.3, "ImageNet"),

@@ -73,8 +73,8 @@ def varifocal_positive(logits: Values, overlap: Values) -> Values:
 
 
 def varifocal_negative(logits: Values) -> Values:
-    """Return ¾ score² · −log(1 − score), the weight a constant."""
-    return NEGATIVE_WEIGHT * logits.detach().sigmoid() ** 2 * surprise(logits)
+    """Return ¾ score² · −log(1 − score); the weight learns, too, unlike RT-DETR's."""
+    return NEGATIVE_WEIGHT * logits.sigmoid() ** 2 * surprise(logits)
 
 
 def ia_bce_positive(logits: Values, overlap: Values) -> Values:
@@ -84,8 +84,8 @@ def ia_bce_positive(logits: Values, overlap: Values) -> Values:
 
 
 def ia_bce_negative(logits: Values) -> Values:
-    """Return score² · −log(1 − score), the weight a constant."""
-    return logits.detach().sigmoid() ** 2 * surprise(logits)
+    """Return score² · −log(1 − score)."""
+    return logits.sigmoid() ** 2 * surprise(logits)
 
 
 def mal_positive(logits: Values, overlap: Values) -> Values:

@@ -1,7 +1,9 @@
 """Hints: noised truths that a group of queries starts from when training (Li et al. 2022, DN-DETR; Zhang et al. 2023).
 
 The papers fix beforehand which hint answers for which object. Here the hints are matched as all queries are, which
-needs no second loss: the nearest hint wins its object, the farther ones learn to say no.
+needs no second loss: the nearest hint wins its object, the farther ones learn to say no. As in DINO an object gives one
+near and one far hint to a group, no more: hints of one group attend to each other, and the mean of many noised copies
+would tell the truth.
 """
 
 import numpy as np
@@ -13,14 +15,14 @@ from lucidetr.config import ModelConfig
 from lucidetr.models.queries import SMALLEST_START
 from lucidetr.structures import Batch, Hints
 
-FLIPPED = 0.25  # share of the labels that lie
+FLIPPED = 0.25  # share of the labels that are drawn anew, and mostly lie
 
 
 def draw_hints(batch: Batch, model: ModelConfig, seed: int, step: int) -> Hints | None:
-    """Return a hint for each query and image: its objects' boxes, corners moved, a quarter of the labels wrong.
+    """Return a hint for each query and image: its objects' boxes, corners moved, a quarter of the labels drawn anew.
 
-    The first hint of an object lies near: corners move by up to `denoising` · half a side. All further ones lie off,
-    by once to twice that. An image without objects gets boxes anywhere. The draws are made on the host and depend on
+    The first hint of an object lies near: corners move by up to `denoising` · half a side. The second lies off, by once
+    to twice that. All other hints are boxes anywhere, with any label. The draws are made on the host and depend on
     seed, step and the image's id alone, however a batch is cut. None where the model has no hints.
     """
     if not model.denoising:
@@ -38,18 +40,18 @@ def draw_hints(batch: Batch, model: ModelConfig, seed: int, step: int) -> Hints 
 
     shift = (uniform(4) + far) * noise * (1 - 2 * (uniform(4) < 0.5).float())
     anywhere = torch.cat([uniform(2), 0.05 + 0.3 * uniform(2)], dim=-1)
-    lie, false = uniform() < FLIPPED, (uniform() * num_classes).long().clamp(max=num_classes - 1)
-    empty = (counts == 0).to(device)
+    lie, other = uniform() < FLIPPED, (uniform() * num_classes).long().clamp(max=num_classes - 1)
+    spare = (slots >= 2 * counts).to(device)  # no object is left for them
     if not batch.boxes_cxcywh.shape[1]:  # not one object in the whole batch
-        return Hints(boxes_cxcywh=anywhere.to(batch.boxes_cxcywh), labels=false.to(device))
+        return Hints(boxes_cxcywh=anywhere.to(batch.boxes_cxcywh), labels=other.to(device))
 
     boxes = batch.boxes_cxcywh.gather(1, which[..., None].expand(-1, -1, 4))
     corners = cxcywh_to_xyxy(boxes) + shift.to(boxes) * boxes[..., 2:].repeat(1, 1, 2) / 2
     low, high = corners.clamp(0, 1).split(2, dim=-1)
     noised = xyxy_to_cxcywh(torch.cat([torch.minimum(low, high), torch.maximum(low, high)], dim=-1))
     noised = torch.cat([noised[..., :2], noised[..., 2:].clamp(min=SMALLEST_START)], dim=-1)
-    labels = torch.where(lie.to(device) | empty, false.to(device), batch.labels.gather(1, which))
-    return Hints(boxes_cxcywh=torch.where(empty[..., None], anywhere.to(boxes), noised), labels=labels)
+    labels = torch.where(lie.to(device) | spare, other.to(device), batch.labels.gather(1, which))
+    return Hints(boxes_cxcywh=torch.where(spare[..., None], anywhere.to(boxes), noised), labels=labels)
 
 
 def generator(seed: int, step: int, image_id: int) -> torch.Generator:

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from lucidetr.config import AugmentationConfig, ImageConfig
 from lucidetr.data.dataset import Dataset
 from lucidetr.data.preprocessing import normalise
-from lucidetr.data.transforms import SMALLEST_SIDE
 from lucidetr.structures import Batch
 
 SMALLEST_SHARE = 0.15  # of a box's area; with less of it left inside, what it held cannot be told
@@ -69,7 +68,7 @@ class BatchAugmentation:
         images = torch.cat([self.pixels(pictures[each], draws_of(draws, each), maps[each], side) for each in parts])
         sizes = [(int(height), int(width)) for height, width in dataset.annotations.sizes[list(indices)]]
         ids = dataset.annotations.image_ids[list(indices)].tolist()
-        return collated(images, moved_objects(objects, maps, side), tuple(ids), tuple(sizes))
+        return collated(images, moved_objects(objects, maps), tuple(ids), tuple(sizes))
 
     def pixels(
         self,
@@ -195,7 +194,7 @@ def moved(
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def moved_objects(objects: BatchObjects, maps: Float[np.ndarray, "batch 2 3"], side: int) -> BatchObjects:
+def moved_objects(objects: BatchObjects, maps: Float[np.ndarray, "batch 2 3"]) -> BatchObjects:
     """Return the objects moved by their images' maps and cut to the picture; those of which too little is left go."""
     own = maps[objects.image]
     corners = objects.boxes_xyxy.reshape(-1, 2, 2) @ own[:, :, :2].swapaxes(1, 2) + own[:, None, :, 2]
@@ -203,7 +202,7 @@ def moved_objects(objects: BatchObjects, maps: Float[np.ndarray, "batch 2 3"], s
     boxes = np.concatenate([low, high], 1).clip(-1, 1)
     sides = boxes[:, 2:] - boxes[:, :2]
     whole = (high - low).prod(1)
-    keep = (sides * side / 2 >= SMALLEST_SIDE).all(1) & (sides.prod(1) >= SMALLEST_SHARE * whole)
+    keep = sides.prod(1) >= SMALLEST_SHARE * whole
     return BatchObjects(objects.image[keep], boxes[keep], objects.labels[keep])
 
 

@@ -29,6 +29,9 @@ class Sample:
 def resized_size(height: int, width: int, config: ImageConfig, short: int | None = None) -> tuple[int, int]:
     """Return the (height, width) that a picture is resized to; `short` replaces config.size.
 
+    Where max_size limits, the long side is max_size; the published code computes it from the rounded short side, and
+    may end a few pixels beside it.
+
     >>> resized_size(480, 640, ImageConfig(size=800, max_size=1333))
     (800, 1066)
     >>> resized_size(200, 1000, ImageConfig(size=800, max_size=1333))
@@ -38,12 +41,9 @@ def resized_size(height: int, width: int, config: ImageConfig, short: int | None
     if config.resize == "square":
         return short, short
     low, high = min(height, width), max(height, width)
-    exact = float(short)
+    long = int(short * high / low)
     if high / low * short > config.max_size:
-        exact = config.max_size * low / high
-        short = round(exact)
-    long = max(int(exact * high / low), 1)
-    short = max(short, 1)
+        short, long = max(round(config.max_size * low / high), 1), config.max_size
     return (short, long) if height <= width else (long, short)
 
 

@@ -16,8 +16,6 @@ from lucidetr.data.preprocessing import resized_size
 from lucidetr.errors import InputError
 from lucidetr.structures import Target
 
-SMALLEST_SIDE = 1.0  # pixels; what a crop leaves of a box below this is no object any more
-
 
 class ResizeShortSide(v2.Transform):
     """Resize to a short side drawn from `scales`, by the same rule as in evaluation."""
@@ -105,16 +103,18 @@ class Augmentation:
             steps.append(v2.RandomAffine([0.0, 0.0], translate=shift, scale=scale, fill=grey, interpolation=bilinear))
         if config.colour:
             steps.append(v2.ColorJitter(config.colour, config.colour, config.colour))
-        self.steps = v2.Compose([*steps, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=SMALLEST_SIDE)])
+        self.steps = v2.Compose([*steps, v2.ClampBoundingBoxes()])
 
     def __call__(
         self, image: UInt8[Tensor, "3 height width"], target: Target, seed: int
     ) -> tuple[UInt8[Tensor, "3 h w"], Target]:
-        """Return the changed image and target; the same seed gives the same change."""
+        """Return the changed image and target, without what lies outside; the same seed gives the same change."""
         height, width = image.shape[-2:]
         canvas: dict[str, Any] = {"format": "XYXY", "canvas_size": (height, width)}
         boxes = tv_tensors.BoundingBoxes(target.boxes_xyxy, **canvas)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' dropout, too
             out = self.steps({"image": tv_tensors.Image(image), "boxes": boxes, "labels": target.labels})
-        return out["image"].as_subclass(Tensor), Target(out["boxes"].as_subclass(Tensor).float(), out["labels"])
+        moved = out["boxes"].as_subclass(Tensor).float()
+        left = (moved[:, 2:] > moved[:, :2]).all(1)  # however little: DETR's code drops what has no area
+        return out["image"].as_subclass(Tensor), Target(moved[left], out["labels"][left])

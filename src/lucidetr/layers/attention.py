@@ -29,7 +29,8 @@ class MultiHeadAttention(nn.Module):
         """Draw Xavier-uniform weights, zero biases.
 
         The paper's code keeps the three input projections in one matrix of 3d rows, whose Xavier bound is
-        2^-½ of a separate matrix's; the gain keeps our separate ones at the paper's scale.
+        2^-½ of a separate matrix's; the gain keeps our separate ones at the paper's scale
+        (exactly so where all heads together are as wide as d_model).
         """
         for projection in (self.query, self.key, self.value):
             nn.init.xavier_uniform_(projection.weight, gain=2**-0.5)

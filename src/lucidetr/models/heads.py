@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lucidetr.config import ModelConfig
 
-PRIOR_BIAS = -math.log(99)  # a sigmoid starts at 0.01: nearly all queries find nothing (Lin et al. 2017)
+PRIOR_BIAS = -math.log(99)  # a sigmoid starts near 0.01: nearly all queries find nothing (Lin et al. 2017)
 LARGEST_LOG = 3.0  # a layer changes a side by at most e³, so that no early prediction overflows
 
 

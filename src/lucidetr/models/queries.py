@@ -103,8 +103,8 @@ class SelectedQueries(nn.Module):
         tokens = self.norm(self.project(memory.tokens))
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = tokens.to(self.category.weight.dtype)
-            logits = self.category(tokens)
-            score = logits.amax(-1).masked_fill(memory.padding, -torch.inf)
+            logits = self.category(tokens).masked_fill(memory.padding[..., None], SILENT)
+            score = logits.amax(-1)  # padding becomes queries only where a picture has too few tokens, and says nothing
             enough = tokens.shape[1] >= self.num_queries  # not min(): so an exported graph has a fixed number
             chosen = score.topk(self.num_queries if enough else tokens.shape[1], dim=1).indices
             centres = memory.grid.centres()
@@ -132,7 +132,7 @@ class SelectedQueries(nn.Module):
 
 
 class ScoredQueries(SelectedQueries):
-    """Start from the selected tokens' boxes and scores, not from what they are.
+    """Start from the selected tokens' boxes and scores (logits of their best class), not from what they are.
 
     A query must look at the picture to say what is there. (After mixed query selection, Zhang et al. 2023, DINO, where
     content is learned for each rank; a score says more than a rank, and goes with any number of queries.)
@@ -140,7 +140,7 @@ class ScoredQueries(SelectedQueries):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        # what a query of score 0 starts from: little, so that what it sees soon outweighs it
+        # what a query of logit 0 starts from: little, so that what it sees soon outweighs it
         self.base = nn.Parameter(0.3 * torch.randn(config.d_model))
         self.by_score = nn.Parameter(torch.randn(config.d_model) / 8)
 

@@ -1,7 +1,7 @@
 """What a query pays for each class when every class is a yes or no of its own: four ways, all from one logarithm.
 
 `positive` is for the class of the object that the query answers for, `negative` for every other. `quality` is the IoU
-of the matched pair: the last three ways want it as the score, so that the surest box is also the best placed.
+of the matched pair: the last three ways want the score to follow it, so that the surest box is also the best placed.
 """
 
 from collections.abc import Callable
@@ -54,8 +54,8 @@ def varifocal_positive(logit: Float[Tensor, "*any"], quality: Float[Tensor, "*an
 
 
 def varifocal_negative(logit: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Return ¾ p² · −log(1 − p), the weight a constant."""
-    return VARIFOCAL_ALPHA * sigmoid(logit).detach() ** VARIFOCAL_GAMMA * -log_sigmoid(-logit)
+    """Return ¾ p² · −log(1 − p)."""
+    return VARIFOCAL_ALPHA * sigmoid(logit) ** VARIFOCAL_GAMMA * -log_sigmoid(-logit)
 
 
 def ia_bce_positive(logit: Float[Tensor, "*any"], quality: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
@@ -66,8 +66,8 @@ def ia_bce_positive(logit: Float[Tensor, "*any"], quality: Float[Tensor, "*any"]
 
 
 def ia_bce_negative(logit: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Return p² · −log(1 − p), the weight a constant."""
-    return sigmoid(logit).detach() ** IA_BCE_GAMMA * -log_sigmoid(-logit)
+    """Return p² · −log(1 − p)."""
+    return sigmoid(logit) ** IA_BCE_GAMMA * -log_sigmoid(-logit)
 
 
 def mal_positive(logit: Float[Tensor, "*any"], quality: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:

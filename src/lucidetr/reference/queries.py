@@ -130,11 +130,12 @@ def selected(here: Scope, memory: Memory) -> Start:
     x = layer_norm(
         linear(memory.tokens, here["project.weight"], here["project.bias"]), here["norm.weight"], here["norm.bias"]
     )
-    logits = linear(x, here["category.weight"], here["category.bias"])
+    padding = memory.padding.flatten(1)
+    logits = silenced(linear(x, here["category.weight"], here["category.bias"]), padding)
     anchors = token_anchors(memory)
     taught = here.config.teach_tokens and here.training
-    all_say = of_all_tokens(here, x, anchors, memory.padding.flatten(1)) if taught else None
-    scores = here.record("scores", token_scores(logits, memory.padding.flatten(1)))
+    all_say = of_all_tokens(here, x, anchors, padding) if taught else None
+    scores = here.record("scores", logits.detach().amax(dim=-1))
     tokens = here.record("chosen", best(scores, here.config.num_queries))
     content, chosen_logits, chosen_anchors = (pick(each, tokens) for each in (x, logits, anchors))
     proposed = guessed_boxes(here.inside("box"), content, chosen_anchors)
@@ -150,7 +151,8 @@ def selected(here: Scope, memory: Memory) -> Start:
 def scored(here: Scope, memory: Memory) -> Start:
     """Return the selected tokens' boxes and proposals; of what the tokens are, queries hear the score alone.
 
-    So they must look at the picture to say what is there. The score comes without gradient, as the boxes do.
+    So they must look at the picture to say what is there. The score, the logit of a token's best class, comes without
+    gradient, as the boxes do.
     """
     start = selected(here, memory)
     assert start.proposals is not None
@@ -180,22 +182,21 @@ def of_all_tokens(
     """
     logits = linear(x, here["taught_category.weight"], here["taught_category.bias"])
     boxes = guessed_boxes(here.inside("box"), x, anchors)
-    outside = padding[:, :, None]
     return Predictions(
-        logits=here.record("taught.logits", torch.where(outside, SILENT, logits))[None],
-        boxes_cxcywh=here.record("taught.boxes_cxcywh", torch.where(outside, 0.0, boxes))[None],
+        logits=here.record("taught.logits", silenced(logits, padding))[None],
+        boxes_cxcywh=here.record("taught.boxes_cxcywh", torch.where(padding[:, :, None], 0.0, boxes))[None],
     )
 
 
-def token_scores(
+def silenced(
     logits: Float[Tensor, "batch token category"], padding: Bool[Tensor, "batch token"]
-) -> Float[Tensor, "batch token"]:
-    """Return the largest class logit of every token, −∞ where it is padding.
+) -> Float[Tensor, "batch token category"]:
+    """Return the logits, of padding so low that it comes after every token, and says nothing where it is chosen.
 
-    >>> token_scores(torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]), torch.tensor([[False, True]])).tolist()
-    [[2.0, -inf]]
+    >>> silenced(torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]), torch.tensor([[False, True]])).tolist()
+    [[[1.0, 2.0], [-50.0, -50.0]]]
     """
-    return torch.where(padding, -torch.inf, logits.detach().amax(dim=-1))
+    return torch.where(padding[:, :, None], SILENT, logits)
 
 
 def best(scores: Float[Tensor, "batch token"], most: int) -> Int[Tensor, "batch query"]:

@@ -2,8 +2,9 @@
 
 The gradient of a matrix has a few strong directions, and AdamW, which scales each entry by itself, still steps mostly
 along those. With momentum M = U S Vᵀ, Muon steps along U Vᵀ: along every direction equally far. It is scaled so that
-entries move by the rate, in root mean square. A kernel counts as the matrix from all its inputs, channels times places,
-to its outputs.
+entries move by about the rate, in root mean square (Liu et al. 2025, Moonlight, take a fifth of that; Jordan et al.
+scale by the shape alone). Momentum is 0.9 instead of 0.95, with four iterations instead of five, in float32. A kernel
+counts as the matrix from all its inputs, channels times places, to its outputs.
 """
 
 from collections.abc import Iterable, Sequence

@@ -243,13 +243,16 @@ def silent_by_nature(name: str, config: ModelConfig) -> bool:
 
     A softmax cannot see the bias of its keys, nor what is added to all scores of a head alike. Learned queries have no
     content before the first decoder layer, so its self-attention has nothing to choose among (the paper notes that it
-    can be left out).
+    can be left out): all that learns there is a constant.
 
-    >>> silent_by_nature("decoder.layers.0.self_attention.value.weight", ModelConfig())
-    True
+    >>> in_first = "decoder.layers.0.self_attention."
+    >>> [silent_by_nature(in_first + name, ModelConfig()) for name in ("value.weight", "value.bias", "output.weight")]
+    [True, False, False]
     """
-    first = config.queries == "learned" and name.startswith("decoder.layers.0.self_attention.")
-    return first or name.endswith(("key.bias", "box_bias.x.output.bias", "box_bias.y.output.bias"))
+    silent: tuple[str, ...] = ("key.bias", "box_bias.x.output.bias", "box_bias.y.output.bias")
+    if config.queries == "learned" and name.startswith("decoder.layers.0.self_attention."):
+        silent += ("query.weight", "query.bias", "key.weight", "value.weight")
+    return name.endswith(silent)
 
 
 def learn_by_heart(config: TrainConfig, model: nn.Module, dataset: Dataset, precision: Precision) -> str:
