@@ -219,6 +219,14 @@ def test_only_the_undecided_object_is_warned_of(paper_view):
     assert "query 1" in said
 
 
+def test_one_undecided_object_of_many_is_drawn_first_and_not_warned_of(paper_view):
+    found = [matching.Rivals(i, np.array([i]), np.zeros((1, 3)), np.array([True]), 0.5) for i in range(11)]
+    found[7] = replace(found[7], margin=0.001)
+    view = with_objects(paper_view, [[0.5, 0.5, 0.2, 0.2]] * 11)
+    assert matching.undecided(view, found) == []
+    assert "object 7" in matching.undecided(view, found[:9])[0]
+
+
 def test_an_object_that_nobody_has_has_no_rivals(paper_view):
     one = planted_costs(paper_view, np.eye(6, 2), [NOBODY, 4])
     (only,) = matching.rivals(one)
@@ -256,7 +264,8 @@ def test_fewer_tokens_than_queries_leave_gaps():
     assert np.isnan(statistics.boxes_cxcywh[:, 4]).all()
     assert np.isfinite(statistics.boxes_cxcywh[:, :4]).all()
     assert not statistics.matched[:, 4].any()
-    assert np.isfinite(statistics.similarity).all()
+    assert np.isfinite(statistics.similarity[:4, :4]).all()
+    assert np.isnan(statistics.similarity[4]).all()  # a rank that was never there is like no other
 
 
 def plant_twin(made, one, other):
@@ -303,14 +312,22 @@ def test_an_object_said_twice_is_found():
     assert "image 17: 0 and 2" in said
 
 
+def test_a_few_said_twice_of_many_are_no_reason_to_warn():
+    apart = [(0.03 * i, 0, 0.03 * i + 0.02, 0.1) for i in range(30)]
+    statistics = planted([*apart, apart[0]], [0.9] * 31, [True] * 30 + [False])
+    assert queries.said_twice(statistics) == [(0, 0, 30)]
+    assert queries.warn_of_use(statistics) == []
+
+
 @pytest.mark.parametrize(
     "right",
     [
         {"scores": [0.9, 0.9, 0.4, 0.9]},
         {"labels": [0, 0, 1, 0]},
         {"matched": [True, True, True, False]},
+        {"matched": [False, True, False, False]},
     ],
-    ids=["the second is not sure", "another class", "both have an object"],
+    ids=["the second is not sure", "another class", "both have an object", "neither has one"],
 )
 def test_what_is_no_duplicate_is_left_alone(right):
     values = {"scores": [0.9] * 4, "matched": [True, True, False, False]} | right

@@ -11,7 +11,7 @@ from lucidetr.layers.box_bias import Grid
 from lucidetr.layers.positions import cell_centres
 from lucidetr.models.detr import DETR
 from lucidetr.models.memory import Memory
-from lucidetr.models.queries import AnchorQueries, ScoredQueries, SelectedQueries
+from lucidetr.models.queries import SILENT, AnchorQueries, ScoredQueries, SelectedQueries
 from lucidetr.structures import Predictions
 
 D = TINY.d_model
@@ -63,6 +63,13 @@ def test_the_best_scored_tokens_are_chosen_best_first_and_never_padded_ones():
         centre = anchors[:, :2] + delta[:, :2] * 0.2
         expected = torch.cat([centre, 0.2 * delta[:, 2:].exp()], dim=-1)
         torch.testing.assert_close(start.proposals.boxes_cxcywh[0, image], expected)
+
+
+def test_where_a_picture_has_too_few_tokens_padding_says_nothing_and_comes_last():
+    queries, memory = selecting(num_queries=9), remember(padded())
+    proposals = queries(memory).proposals.logits[0, 1]  # nine queries for six tokens
+    assert (proposals[:6] > -30).all()
+    assert (proposals[6:] == SILENT).all()
 
 
 def test_a_token_that_has_learned_nothing_proposes_a_fifth_of_the_picture_around_itself_and_rarely_an_object():

@@ -56,13 +56,13 @@ def run(arguments: list[str]) -> None:
     options = replace(options, split=split_of(options.split) or options.split)  # valid and dev are val
     folder = Path(options.model) if Path(options.model).is_dir() else Path(options.model).parent
     with joined(options.timeout_minutes) as ranks:
-        dataset, found = look(options, folder, ranks)
+        dataset, found, precision = look(options, folder, ranks)
     if ranks.first:
-        report(options, folder, dataset, found)
+        report(options, folder, dataset, found, precision)
 
 
-def look(options: Options, folder: Path, ranks: "Ranks") -> tuple["Dataset", list["Detections"]]:
-    """Return the split and, on the first rank, what the model finds in it, in the categories of the split."""
+def look(options: Options, folder: Path, ranks: "Ranks") -> tuple["Dataset", list["Detections"], str]:
+    """Return the split, what the model finds in it (on the first rank), in its categories, and in which precision."""
     from lucidetr.deployment.detector import load
     from lucidetr.evaluation.detect import detect, speak, strangers
     from lucidetr.training.distributed import place
@@ -86,10 +86,10 @@ def look(options: Options, folder: Path, ranks: "Ranks") -> tuple["Dataset", lis
             share=ranks.share,
             gather=ranks.interleave,
         )
-    return dataset, speak(found, categories, dataset.annotations.categories)
+    return dataset, speak(found, categories, dataset.annotations.categories), detector.precision
 
 
-def report(options: Options, folder: Path, dataset: "Dataset", found: Sequence["Detections"]) -> None:
+def report(options: Options, folder: Path, dataset: "Dataset", found: Sequence["Detections"], precision: str) -> None:
     """Compare what was found with the truth, print the tables and write the files."""
     from lucidetr.evaluation.coco import evaluate
     from lucidetr.evaluation.crowds import by_crowd
@@ -100,16 +100,16 @@ def report(options: Options, folder: Path, dataset: "Dataset", found: Sequence["
 
     annotations = dataset.annotations
     metrics = evaluate(annotations, found)
-    print_metrics(metrics, dataset.name)
-    print_crowds(by_crowd(annotations, found))
+    print_metrics(metrics, f"{dataset.name}, {precision}")
+    best = best_threshold(annotations, found)
+    print_crowds(by_crowd(annotations, found), best.overall.score if best.overall else None)
     rows = [row for i, each in zip(annotations.image_ids.tolist(), found, strict=True) for row in each.to_coco(i)]
     name = options.split if own_data(options, folder) else slug(options.json or options.data, options.split)
     other = other_model(Path(options.model))
-    for kind, content in (("metrics", metrics.to_dict()), ("detections", rows)):
+    for kind, content in (("metrics", metrics.to_dict() | {"dtype": precision}), ("detections", rows)):
         path = folder / f"{kind}-{other}{name}.json"
         write_atomically(path, json.dumps(content, indent=1).encode())
         print(f"written: {path}")
-    best = best_threshold(annotations, found)
     print(say(best))
     known = own_data(options, folder) or not (folder / "config.json").is_file()
     if options.split == "val" and known and not options.json:

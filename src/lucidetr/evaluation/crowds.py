@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from lucidetr.data.annotations import Annotations
 from lucidetr.evaluation.errors import best_threshold, hardest
@@ -36,6 +37,22 @@ class Group:
         return self.found / said if said else None
 
 
+def groups_of(counts: Int[np.ndarray, " image"], groups: int) -> list[int]:
+    """Return the least count of each group: a group ends as soon as it has its share of the pictures.
+
+    >>> groups_of(np.array([1, 1, 1, 1, 1, 20]), 6), groups_of(np.arange(1, 13), 4)
+    ([1, 20], [1, 4, 7, 10])
+    """
+    share = len(counts) / groups
+    starts, size = [], share
+    for value, images in zip(*np.unique(counts, return_counts=True), strict=True):
+        if size >= share:
+            starts.append(int(value))
+            size = 0
+        size += images
+    return starts[:-1] if len(starts) > 1 and size < share / 2 else starts
+
+
 def by_crowd(annotations: Annotations, detections: Sequence[Detections], groups: int = GROUPS) -> list[Group]:
     """Return the pictures in groups by their number of objects, each of about as many pictures, emptiest first.
 
@@ -47,11 +64,9 @@ def by_crowd(annotations: Annotations, detections: Sequence[Detections], groups:
     missed, false = np.zeros((2, len(annotations)), dtype=np.int64)
     for picture in hardest(annotations, detections, best.score if best else 1.0):
         missed[picture.index], false[picture.index] = picture.missed, picture.false
-    edges = np.unique(np.quantile(counts, np.linspace(0, 1, groups + 1), method="lower"))
-    made = []
-    for low, high in itertools.pairwise(edges) if len(edges) > 1 else [(edges[0], edges[0])]:
-        last = high == edges[-1]
-        inside = (counts >= low) & ((counts <= high) if last else (counts < high))
+    made, starts = [], groups_of(counts, groups)
+    for low, after in itertools.pairwise([*starts, counts.max() + 1]):
+        inside = (counts >= low) & (counts < after)
         objects = int(counts[inside].sum())
         made.append(
             Group(

@@ -26,13 +26,17 @@ def print_metrics(metrics: Metrics, name: str) -> None:
     console.print(classes)
 
 
-def print_crowds(groups: list[Group]) -> None:
-    """Print what was found by the number of objects in a picture, at the threshold with the best F1."""
+def print_crowds(groups: list[Group], score: float | None) -> None:
+    """Print what was found by the number of objects in a picture, from a score on; nothing where none is known."""
+    if score is None:
+        return
     table = Table("objects in a picture", "pictures", "objects", "recall", "precision", box=None, pad_edge=False)
     for group in groups:
         span = f"{group.fewest}" if group.fewest == group.most else f"{group.fewest} to {group.most}"
         table.add_row(span, str(group.images), str(group.objects), _say(group.recall), _say(group.precision, "–"))
-    Console(**PLAIN).print(table)
+    console = Console(**PLAIN)
+    console.print(f"by crowding, at an IoU of 0.5 and scores of at least {score:.3f}, the best F1:")
+    console.print(table)
 
 
 def _say(value: float | int | None, nothing: str = "none in the set") -> str:

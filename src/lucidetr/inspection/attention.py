@@ -219,13 +219,14 @@ def panels(view: View, rows: int, columns: int, draw: Callable[[Any], None]) -> 
 
 def figures_of(view: View) -> list[Figure]:
     """Return the figures of one picture."""
-    best, decoder_layers = kept(view), some_layers(len(view.cross_attention))
+    best, every = kept(view), kept(view, most=None)
+    decoder_layers = some_layers(len(view.cross_attention))
     height, width = view.image.shape[:2]
     figures = [
         Figure(
             name="found",
             title="found and true",
-            chart=chart(8, min(4 * height / width, 6) + 0.3, lambda drawn: draw_beside(drawn, view, best)),
+            chart=chart(8, min(4 * height / width, 6) + 0.3, lambda drawn: draw_beside(drawn, view, every)),
             healthy="Every object has one box of its class, and nothing else has any.",
         ),
         Figure(
@@ -243,7 +244,7 @@ def figures_of(view: View) -> list[Figure]:
                 len(best),
                 lambda drawn: draw_cross_attention(drawn, view, best, decoder_layers),
             ),
-            healthy="A query looks at its own object, in late layers at its borders, where it reads the box.",
+            healthy="A query looks at its own object, in the paper's late layers at its borders, where boxes are read.",
         ),
         Figure(
             name="heads",
@@ -265,7 +266,8 @@ def figures_of(view: View) -> list[Figure]:
             lambda drawn: draw_encoder_attention(drawn, view, encoder_layers),
         )
         healthy = (
-            "A token within an object looks at that object: the encoder tells objects apart (the paper's figure 3)."
+            "In the paper's figure 3 a token within an object looks at that object: the encoder tells objects apart. "
+            "Where tokens themselves are taught, they can do well without."
         )
         figures.insert(2, Figure("encoder-attention", "where tokens look", drawing, healthy))
     named = [
@@ -291,10 +293,10 @@ def draw_by_layer(drawn: Any, view: View, queries: Sequence[int]) -> None:
 
 
 def uniform(means: Spreads) -> list[str]:
-    """Return a sentence for each layer whose attention says nothing, because it goes everywhere alike."""
+    """Return a sentence for each layer whose attention goes everywhere alike, and so tells no place from another."""
     return [
-        f"{name}: attention has {heads.mean():.1%} of the largest entropy: it is nearly the same everywhere, so "
-        + ("tokens learn nothing of each other." if name.startswith("encoder") else "queries do not look at objects.")
+        f"{name}: attention has {heads.mean():.1%} of the largest entropy: it is nearly the same everywhere, "
+        + ("a mean of the whole picture." if name.startswith("encoder") else "so queries do not look at objects.")
         for name, heads in means.items()
         if heads.mean() > UNIFORM
     ]

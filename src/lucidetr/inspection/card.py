@@ -142,7 +142,8 @@ def draw_data(made: Chart, train: DataSummary, val: DataSummary) -> None:
         classes.barh(places + shift, shares, height=0.4, color=colour)
     classes.set_yticks(places, [written(train.names[i]) for i in order], fontsize=7)
     classes.invert_yaxis()
-    classes.set(title="Classes", xlabel="% of the objects")
+    some = f", the {len(order)} with most and fewest of {len(train.names)}" if len(order) < len(train.names) else ""
+    classes.set(title=f"Classes{some}", xlabel="% of the objects")
     most = int(max(train.objects_per_image.max(initial=0), val.objects_per_image.max(initial=0)))
     width = max(1, most // 30)
     edges = np.arange(-0.5, most + 0.5 + width, width)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from lucidetr.config import ModelConfig
 from lucidetr.inspection.course import row_names
 from lucidetr.inspection.material import Material
 from lucidetr.inspection.page import Figure, chart
@@ -28,12 +29,13 @@ class Matching:
 
     steps: Int[np.ndarray, " look"]
     rows: tuple[str, ...]
+    last: int  # the row of the last layer, of the group of queries that is used after training
     churn: Float[np.ndarray, "look layer"]
     used: Float[np.ndarray, "look layer"]
     duplicates: Float[np.ndarray, "look layer"]
 
 
-def course_of_matching(statistics: Sequence[dict[str, Any]], rows: Sequence[str]) -> Matching | None:
+def course_of_matching(statistics: Sequence[dict[str, Any]], config: ModelConfig) -> Matching | None:
     """Return the course of the matching, None where nothing was written of it."""
     lines = [line for line in statistics if line["queries"].get("used")]
     if not lines:
@@ -42,15 +44,16 @@ def course_of_matching(statistics: Sequence[dict[str, Any]], rows: Sequence[str]
         name: np.array([[np.nan if v is None else v for v in line["queries"][name]] for line in lines], dtype=float)
         for name in TITLES
     }
-    return Matching(np.array([line["step"] for line in lines]), tuple(rows), **values)
+    rows = tuple(row_names(config))
+    return Matching(np.array([line["step"] for line in lines]), rows, len(rows) - config.query_groups, **values)
 
 
 def draw_matching(figure: Any, matching: Matching) -> None:
-    """Draw churn, use and duplicates over the steps, a line for each row of the predictions, the last one bold."""
+    """Draw churn, use and duplicates over the steps, a line for each row of predictions, the one that counts bold."""
     for axes, (name, title) in zip(figure.subplots(1, 3), TITLES.items(), strict=True):
         values = getattr(matching, name)
         for layer, row in enumerate(matching.rows):
-            last = layer == len(matching.rows) - 1
+            last = layer == matching.last
             axes.plot(matching.steps, values[:, layer], lw=2 if last else 0.9, alpha=1 if last else 0.6, label=row)
         axes.set(title=title, xlabel="optimiser step", ylim=(0, None))
     axes.legend(fontsize=7)
@@ -61,7 +64,8 @@ def warn_of_churn(matching: Matching, ranked: bool) -> tuple[str, ...]:
 
     Queries that are ranks of tokens change with every other object's score, so theirs tell nothing.
     """
-    known = matching.churn[:, -1][np.isfinite(matching.churn[:, -1])]
+    churn = matching.churn[:, matching.last]
+    known = churn[np.isfinite(churn)]
     if ranked or not len(known) or known[-1] <= CHURNING:
         return ()
     return (
@@ -73,14 +77,14 @@ def warn_of_churn(matching: Matching, ranked: bool) -> tuple[str, ...]:
 def figure(material: Material) -> Figure | None:
     """Return the figure of a run, None where training wrote nothing down."""
     config = material.config.model
-    matching = course_of_matching(material.statistics, row_names(config))
+    matching = course_of_matching(material.statistics, config)
     if matching is None:
         return None
     ranked = config.selects
     first = (
         "These queries are ranks of tokens, and ranks change with every score, so the first chart says little here"
         if ranked
-        else "Objects keep their queries more and more"
+        else "Objects keep their queries more and more, and more so where pictures are no longer changed at random"
     )
     return Figure(
         "queries-matching",

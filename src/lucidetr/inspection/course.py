@@ -19,7 +19,7 @@ from lucidetr.inspection.curves import (
 )
 from lucidetr.inspection.material import Material
 from lucidetr.inspection.page import Figure, Section, chart
-from lucidetr.training.guards import loss_course
+from lucidetr.training.guards import NOTHING_FOUND, loss_course
 
 ABOVE_CLIP = 1e4  # a gradient norm so many times the clip, throughout, is no longer a matter of taste
 FALLEN = 0.02  # of AP
@@ -65,9 +65,9 @@ def loss_warnings(training: Sequence[Line]) -> tuple[str, ...]:
 
 
 def precision_warnings(looks: Sequence[Line]) -> tuple[str, ...]:
-    """Return a sentence when validation AP is zero at the end, or falls over the last third of the evaluations."""
+    """Return a sentence when validation AP is next to zero at the end, or falls over the last third of the looks."""
     values = [line["val/AP"] for line in looks]
-    if values and values[-1] <= 0:
+    if values and values[-1] <= NOTHING_FOUND:
         return ("AP is 0 at the end: the run was too short, or the model has learned nothing.",)
     third = values[-max(len(values) // 3, 1) - 1 :]
     if len(values) >= 3 and third[-1] < third[0] - FALLEN and third[-1] < max(values) - FALLEN:
@@ -103,14 +103,14 @@ def length_warnings(lines: Sequence[Line], config: TrainConfig) -> tuple[str, ..
     return ()
 
 
-def draw_losses(made: Chart, training: Sequence[Line], names: Sequence[str]) -> None:
-    """Draw the whole loss, and each term with a line for each layer."""
+def draw_losses(made: Chart, training: Sequence[Line], names: Sequence[str], groups: int) -> None:
+    """Draw the whole loss, and each term with a line for each layer; bold is the last of the first group of queries."""
     (whole, classes), (l1, giou) = made.subplots(2, 2, sharex=True)
     draw_loss(whole, training)
     steps = [line["step"] for line in training]
     for axes, term in zip((classes, l1, giou), TERMS, strict=True):
         for row, name in enumerate(names):
-            last = row == len(names) - 1
+            last = row == len(names) - groups
             colour = LAYER_COLOURS[row % len(LAYER_COLOURS)]
             values = [line[term][row] for line in training]
             axes.plot(steps, values, color=colour, label=name, linewidth=1.8 if last else 1)
@@ -157,9 +157,9 @@ def section(material: Material) -> Section:
         Figure(
             "course-loss",
             "The set loss and its three terms by layer",
-            chart(9, 5.2, lambda made: draw_losses(made, training, names)),
-            "All lines fall, steeply at first; later layers lie below earlier ones, and the box terms fall long "
-            "before the classes are settled.",
+            chart(9, 5.2, lambda made: draw_losses(made, training, names, config.model.query_groups)),
+            "Box terms fall, steeply at first, and those of later layers are no higher. A class term falls, too; one "
+            "whose target is the overlap may rise again while boxes improve. Terms are shown before their weights.",
             loss_warnings(training),
         ),
         Figure(

@@ -29,7 +29,7 @@ def draw_curves(run: Path, out: Path) -> Path:
         figure = Figure(figsize=(10, 6.5), layout="constrained")
         (total, terms), (precision, rate) = figure.subplots(2, 2)
         draw_loss(total, training)
-        draw_terms(terms, training)
+        draw_terms(terms, training, trained_as(run).model.query_groups)
         draw_precision(precision, looks, "step")
         if trained_as(run).overfit:
             precision.set(title="Average precision, training images learned by heart")
@@ -52,12 +52,12 @@ def draw_loss(axes: Any, training: Sequence[Line]) -> None:
     axes.set(title="Set loss, all of it", yscale="log")
 
 
-def draw_terms(axes: Any, training: Sequence[Line]) -> None:
-    """Draw each loss term of the last layer boldly, of the earlier layers faintly."""
+def draw_terms(axes: Any, training: Sequence[Line], groups: int) -> None:
+    """Draw each loss term of the last layer, of the first group of queries, boldly, all others faintly."""
     for name, colour in TERMS.items():
         layers = len(training[0][name])
         for layer in range(layers):
-            last = layer == layers - 1
+            last = layer == layers - groups
             values = [line[name][layer] for line in training]
             axes.plot(_steps(training), values, color=colour, alpha=1.0 if last else 0.25, label=name if last else None)
     axes.set(title="Loss terms, last decoder layer bold", yscale="log")

@@ -111,17 +111,21 @@ def draw_kinds(figure: Any, counts: dict[str, int], gains: dict[str, float], cou
 def draw_confusion(axes: Any, matrix: Int[np.ndarray, "category category"], names: tuple[str, ...]) -> None:
     """Draw the confusion matrix, each row coloured by its shares; numbers are written in up to 15 categories."""
     shares = matrix / matrix.sum(1, keepdims=True).clip(1)
-    axes.imshow(np.ma.masked_equal(shares, 0), cmap="viridis", vmin=0, vmax=1)
+    drawn = axes.imshow(np.ma.masked_equal(shares, 0), cmap="viridis", vmin=0, vmax=1)
     axes.set(xlabel="said", ylabel="true")
     axes.grid(visible=False)
     if len(names) <= WRITTEN:
         for true, said in zip(*np.nonzero(matrix), strict=True):
             ink = "black" if shares[true, said] > 0.6 else "white"  # on the cell's own colour, not the page's
             axes.text(said, true, matrix[true, said], ha="center", va="center", color=ink, fontsize=8)
+    else:
+        axes.figure.colorbar(drawn, ax=axes, label="share of the row", fraction=0.04, pad=0.02)
     if len(names) <= LABELLED:
         places, labels = range(len(names) + 1), [*map(written, names), "background"]
         axes.set_xticks(places, labels, rotation=90)
         axes.set_yticks(places, labels)
+    else:
+        axes.set(xticks=[], yticks=[], xlabel="said, by id; background last", ylabel="true, by id; background last")
 
 
 def draw_calibration(figure: Any, measured: Calibration) -> None:
@@ -230,8 +234,8 @@ def _calibration_figure(measured: Calibration) -> Figure:
         "How far scores can be believed",
         chart(5, 4.2, lambda figure: draw_calibration(figure, measured)),
         "Bars end at the dots: of the detections with a score of 0.7, seven in ten are right (at an IoU of 0.5). Here "
-        f"the mean distance, the expected calibration error, is {measured.error:.2f}. A loss that asks the score to be "
-        "the overlap (varifocal, ia_bce, mal) gives scores below the share that is right.",
+        f"the mean distance, the expected calibration error, is {measured.error:.2f}. A loss that asks the score to "
+        "follow the overlap (varifocal, ia_bce, mal) gives high scores below that share, and low ones above it.",
         calibration_warnings(measured),
     )
 

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from lucidetr.inspection.microscope import NOBODY, PARTS, View
 from lucidetr.inspection.page import Figure, chart, written
 
+TOLERATED = 0.1  # of a picture's objects may be undecided
 CLOSE = 0.01  # of the range of an object's costs: a rival this near can take the object at the next step
 COLOURS = ("tab:blue", "tab:orange", "tab:green")  # of the parts, as the terms of the loss
 
@@ -83,7 +84,7 @@ def draw_assignment(axes: Any, view: View, objects: list[int]) -> None:
             same = query == view.assignment[-1, thing]
             text = "–" if query == NOBODY else str(query)
             axes.text(layer, row, text, color="tab:blue" if same else "tab:red", ha="center", va="center")
-    names = [written(view.categories.names[view.object_labels[thing]]) for thing in objects]
+    names = [f"{written(view.categories.names[view.object_labels[thing]])} ({thing})" for thing in objects]
     axes.set(xlim=(-0.5, len(view.assignment) - 0.5), ylim=(len(objects) - 0.5, -0.5))
     axes.set_xticks(range(len(view.assignment)), view.row_names, rotation=30, ha="right", fontsize=7)
     axes.set_yticks(range(len(objects)), names)
@@ -92,21 +93,25 @@ def draw_assignment(axes: Any, view: View, objects: list[int]) -> None:
 
 
 def figure(view: View, most: int = 6) -> Figure | None:
-    """Return the figure of a picture's matching, its largest objects drawn; None where nothing is to be matched."""
+    """Return the figure of a picture's matching; None where nothing is to be matched.
+
+    Drawn are the undecided objects first, then the largest.
+    """
     found = rivals(view)
     if not found:
         return None
     area = view.objects_cxcywh[:, 2] * view.objects_cxcywh[:, 3]
-    largest = sorted(found, key=lambda each: -area[each.object])[:most]
+    shown = sorted(found, key=lambda each: (not each.close, -area[each.object]))[:most]
+    some = "" if len(shown) == len(found) else f", {len(shown)} of {len(found)} objects"
 
     def draw(drawn: Any) -> None:
         bars, table = drawn.subplots(1, 2, width_ratios=(3, 1 + 0.15 * len(view.assignment)))
-        draw_rivals(bars, view, largest)
-        draw_assignment(table, view, [each.object for each in largest])
+        draw_rivals(bars, view, shown)
+        draw_assignment(table, view, [each.object for each in shown])
 
     return Figure(
         name=f"picture-{view.image_id}-matching",
-        title=f"Image {view.image_id}: who has which object",
+        title=f"Image {view.image_id}: who has which object{some}",
         chart=chart(10, 3.2, draw),
         healthy="The query that has an object is far cheaper than the free ones beside it, and from some layer on the "
         "same query has it.",
@@ -115,7 +120,9 @@ def figure(view: View, most: int = 6) -> Figure | None:
 
 
 def undecided(view: View, found: list[Rivals]) -> list[str]:
-    """Return a sentence for each object that a free query would have almost as cheaply."""
+    """Return a sentence for each object that a free query would have almost as cheaply, if they are many of all."""
+    if sum(each.close for each in found) <= TOLERATED * len(found):
+        return []
     sentences = []
     for each in found:
         if each.close:

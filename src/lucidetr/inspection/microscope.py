@@ -184,8 +184,8 @@ def pairing(
     return parts.numpy(), assignment
 
 
-def kept(view: View, threshold: float = 0.5, most: int = 6, least: int = 3) -> list[int]:
-    """Return the queries worth drawing, best score of the last layer first: those that found something, if any."""
+def kept(view: View, threshold: float = 0.5, most: int | None = 6) -> list[int]:
+    """Return the queries worth drawing, best score of the last layer first: those that found something, or three."""
     order: Sequence[int] = np.argsort(-view.scores[-1], kind="stable").tolist()
     found = [query for query in order if view.scores[-1, query] >= threshold]
-    return found[:most] or list(order[:least])
+    return found[:most] or list(order[:3])

@@ -22,6 +22,7 @@ from PIL import Image
 from lucidetr.drawing import colour
 
 INK = "#1d1e21"  # stands for the page's text colour until the SVG is written
+TAG = re.compile(r"<[^>]+>")
 STYLE = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -135,8 +136,7 @@ def as_svg(made: Chart, name: str = "chart", title: str = "") -> str:
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("xlink:href", "href")
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r" font-family: [^;\"]*;?|(?<=px) 'DejaVu Sans'[^;\"]*", "", svg)  # the page's font
-    svg = re.sub(r'( d=")([^"]*)', lambda found: found[1] + re.sub(r"(\.\d\d)\d+", r"\1", found[2]), svg)
+    svg = TAG.sub(lambda tag: shortened(tag[0]), svg)
     head, body = svg.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     assert box
@@ -144,20 +144,32 @@ def as_svg(made: Chart, name: str = "chart", title: str = "") -> str:
     return f'<svg {box[0]} role="img" aria-label="{label}">' + own_ids(body, name)
 
 
-def own_ids(svg: str, name: str) -> str:
-    """Drop the ids that nothing refers to, and let the others begin with a name.
+def shortened(tag: str) -> str:
+    """Return a tag without its font, which is the page's, and with numbers of a path cut to hundredths.
 
-    >>> own_ids('<g id="a"/><path id="b"/><use href="#b"/><g clip-path="url(#b)"/>', "one")
-    '<g/><path id="one-b"/><use href="#one-b"/><g clip-path="url(#one-b)"/>'
+    >>> shortened('<path d="M 1.23456 7">')
+    '<path d="M 1.23 7">'
     """
-    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg))
+    tag = re.sub(r" font-family: [^;\"]*;?|(?<=px) 'DejaVu Sans'[^;\"]*", "", tag)
+    return re.sub(r'( d=")([^"]*)', lambda found: found[1] + re.sub(r"(\.\d\d)\d+", r"\1", found[2]), tag)
+
+
+def own_ids(svg: str, name: str) -> str:
+    """Drop the ids that nothing refers to, and let the others begin with a name; what is written between tags stays.
+
+    >>> own_ids('<g id="a"/><path id="b"/><use href="#b"/><text clip-path="url(#b)">id="3" of url(#b)</text>', "one")
+    '<g/><path id="one-b"/><use href="#one-b"/><text clip-path="url(#one-b)">id="3" of url(#b)</text>'
+    """
+    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', " ".join(TAG.findall(svg))))
     named = {each for pair in used for each in pair if each}
 
     def kept(found: re.Match[str]) -> str:
         return f' id="{name}-{found[1]}"' if found[1] in named else ""
 
-    svg = re.sub(r' id="([^"]+)"', kept, svg)
-    return re.sub(r'href="#|url\(#', lambda found: f"{found[0]}{name}-", svg)
+    def renamed(tag: re.Match[str]) -> str:
+        return re.sub(r'href="#|url\(#', lambda found: f"{found[0]}{name}-", re.sub(r' id="([^"]+)"', kept, tag[0]))
+
+    return TAG.sub(renamed, svg)
 
 
 def save_chart(figure: Figure, folder: Path) -> None:

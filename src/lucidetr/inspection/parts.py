@@ -185,6 +185,8 @@ def explained(part: str, config: ModelConfig) -> str | None:
     >>> explained("decoder layer 2, self-attention value", ModelConfig()) is None
     True
     """
+    if config.num_queries == 1 and re.search("self-attention (query|key)$", part):
+        return "a single query has nothing to choose among"
     if config.queries == "learned" and part.startswith("decoder layer 1, self-attention"):
         return (
             "the queries' content is zero before the first decoder layer, so this attention has nothing to choose "

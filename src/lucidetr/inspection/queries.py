@@ -26,8 +26,9 @@ from lucidetr.structures import Predictions
 FOUND = 0.5  # a score from which on a query counts as having found something
 ALIKE = 0.99  # cosine of what two queries start from
 SAME_BOX = 0.8  # IoU of two boxes of one class: one object said twice
-TOLERATED = 0.05  # of the pictures may have such a pair
+TOLERATED = 0.05  # such pairs for each object
 ENOUGH = 2  # matches for each query, before it is said that a query is never used
+DRAWN = 20  # queries whose boxes are drawn
 SMALL, HORIZONTAL, VERTICAL = 0, 1, 2
 COLOURS = ("#2ca02c", "#e0413f", "#4a90d9")  # the paper's, to be seen on white and on black
 
@@ -44,7 +45,7 @@ class QueryStatistics:
     scores: Float[np.ndarray, "batch query"]  # of the best real class
     labels: Int[np.ndarray, "batch query"]
     matched: Bool[np.ndarray, "batch query"]  # with an object, as in training
-    similarity: Float[np.ndarray, "query query"]  # of what they start from, −1…1
+    similarity: Float[np.ndarray, "query query"]  # of what they start from, −1…1; nan: never side by side
     ranked: bool  # selected queries: number i is the token of rank i, another one in every picture
 
     @property
@@ -84,7 +85,8 @@ def query_statistics(
         pictures[there, there] += len(part)
         ids += part.image_ids
     ranked = model.config.selects
-    return QueryStatistics(tuple(ids), boxes, scores, labels, matched, alike / pictures.clip(1), ranked)
+    likeness = np.where(pictures > 0, alike / pictures.clip(1), np.nan)  # some ranks are nowhere, or never side by side
+    return QueryStatistics(tuple(ids), boxes, scores, labels, matched, likeness, ranked)
 
 
 def ask(model: DETR, images: Tensor, padding: Tensor) -> tuple[Start, Predictions]:
@@ -138,25 +140,25 @@ def near_duplicates(similarity: Float[np.ndarray, "query query"], above: float =
 
 
 def said_twice(statistics: QueryStatistics) -> list[tuple[int, int, int]]:
-    """Return (picture, query, query) for every two that found the same: one class, IoU above SAME_BOX.
+    """Return (picture, query, query) where a second query said an object again: one class, IoU above SAME_BOX.
 
-    Two that each have an object of their own are both right, however close these lie.
+    One of the two has the object. Two that each have one of their own are both right, however close these lie.
     """
     found = []
     for picture, scores in enumerate(statistics.scores):
         sure = np.flatnonzero(scores >= FOUND)
         corners = cxcywh_to_xyxy(torch.from_numpy(statistics.boxes_cxcywh[picture, sure]))
         labels = statistics.labels[picture, sure]
-        both = np.logical_and.outer(statistics.matched[picture, sure], statistics.matched[picture, sure])
+        one = np.logical_xor.outer(statistics.matched[picture, sure], statistics.matched[picture, sure])
         overlap = iou(corners[:, None], corners[None]).numpy()
-        same = np.triu((overlap > SAME_BOX) & (labels[:, None] == labels[None]) & ~both, k=1)
+        same = np.triu((overlap > SAME_BOX) & (labels[:, None] == labels[None]) & one, k=1)
         found += [(picture, int(sure[i]), int(sure[j])) for i, j in np.argwhere(same)]
     return found
 
 
-def draw_places(drawn: Any, statistics: QueryStatistics, most: int = 20) -> None:
+def draw_places(drawn: Any, statistics: QueryStatistics) -> None:
     """Draw the middles of all boxes that each of the most used queries said, as the paper's figure 7 does."""
-    shown = np.argsort(-statistics.matched.sum(0), kind="stable")[:most]
+    shown = np.argsort(-statistics.matched.sum(0), kind="stable")[:DRAWN]
     colours = np.array(COLOURS)[kinds(statistics.boxes_cxcywh)]
     panels = drawn.subplots(-(-len(shown) // 10), min(len(shown), 10), squeeze=False).ravel()
     for axes in panels[len(shown) :]:
@@ -200,11 +202,13 @@ def warn_of_use(statistics: QueryStatistics) -> list[str]:
         )
     twice = said_twice(statistics)
     pictures = {picture for picture, _, _ in twice}
-    if len(pictures) > TOLERATED * len(statistics.image_ids):
+    objects = int(statistics.matched.sum())
+    if len(twice) > TOLERATED * objects:
         picture, one, other = twice[0]
         sentences.append(
-            f"In {len(pictures)} of {len(statistics.image_ids)} pictures two queries find the same object (image "
-            f"{statistics.image_ids[picture]}: {one} and {other}): self-attention does not tell them apart yet."
+            f"{len(twice)} of {objects} objects are found by a second query, too, in {len(pictures)} of "
+            f"{len(statistics.image_ids)} pictures (image {statistics.image_ids[picture]}: {one} and {other}): "
+            "self-attention does not tell them apart yet."
         )
     return sentences
 
@@ -243,7 +247,10 @@ def section(material: Material) -> Section:
         draw_similarity(matrix, statistics)
 
     over_the_run = churn.figure(material)
-    rows = -(-min(len(statistics.used), 20) // 10)
+    drawn_ones = min(len(statistics.used), DRAWN)
+    all_of_them = len(statistics.used)
+    which = "queries" if drawn_ones == all_of_them else f"the {DRAWN} most used of {all_of_them} queries"
+    rows = -(-drawn_ones // 10)
     seen = "1 picture" if len(statistics.image_ids) == 1 else f"{len(statistics.image_ids)} pictures"
     return Section(
         title="Queries",
@@ -251,7 +258,7 @@ def section(material: Material) -> Section:
         figures=(
             Figure(
                 name="queries-places",
-                title="Where queries put their boxes, found or not: the middles",
+                title=f"Where {which} put their boxes, found or not: the middles",
                 chart=chart(10, 1.25 * rows, lambda drawn: draw_places(drawn, statistics)),
                 healthy=f"{places} Green: the smaller half of all boxes; red: large and wide; blue: large and tall.",
             ),
@@ -259,7 +266,7 @@ def section(material: Material) -> Section:
                 name="queries-use",
                 title="How often queries are used, and how alike they start",
                 chart=chart(10, 3.6, draw),
-                healthy=f"{likeness} Alike is the mean of the cosines of content and position.",
+                healthy=f"{likeness} Alike is a cosine, of positions or contents, or the mean of both.",
                 warnings=(*warn_of_use(statistics), *warn_of_likeness(statistics)),
             ),
             *([over_the_run] if over_the_run else []),

@@ -245,7 +245,8 @@ class Run(Prepared):
         values |= {"lr": self.optimiser.param_groups[-1]["lr"], "epoch": epoch, "seconds": clock.seconds}
         self.log.write(clock.step, values)
         best = f"AP {self.best:.3f}" if self.best >= 0 else "AP –"
-        last = {name: value[-1] for name, value in values.items() if isinstance(value, list)}
+        own = -config.model.query_groups  # the last layer, of the queries that are used after training
+        last = {name: value[own] for name, value in values.items() if isinstance(value, list)}
         self.line.show(
             clock.progress,
             f"step {clock.step}  loss {values['loss']:.3f} (class {last['classification']:.3f}, l1 {last['l1']:.3f}, "
