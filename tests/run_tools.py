@@ -7,6 +7,7 @@ import pytest
 from lucidetr.config import TrainConfig
 from lucidetr.recipes import recipe
 from lucidetr.training import loop
+from lucidetr.training.checkpoint import load_tensors
 
 TINY = "generated:digits?size=64&digit=14-24&objects=1-3&train=10&val=4"
 
@@ -20,6 +21,11 @@ def tiny(out, **changes) -> TrainConfig:
     images = replace(config.images, size=64, max_size=64)
     optimiser = replace(config.optimiser, ema=0.2)
     return replace(config, model=model, images=images, optimiser=optimiser, **(base | changes))
+
+
+def newest_state(run):
+    """Return the tensors that a run saved last."""
+    return load_tensors(max((run / "checkpoints").iterdir()))[0]
 
 
 def train_until_interrupted(config, monkeypatch):

@@ -5,6 +5,7 @@ Axis names mean the same everywhere and are listed in docs/shapes.md.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -151,8 +152,16 @@ class Detections:
         return [self.categories.ids[label] for label in self.labels.tolist()]
 
     def above(self, threshold: float | Float[Tensor, " category"]) -> "Detections":
-        """Return only the detections whose score is at least `threshold`: one number, or one for each label."""
-        return self.only(self.scores >= (threshold[self.labels] if isinstance(threshold, Tensor) else threshold))
+        """Return only the detections whose score is at least `threshold`: one number 0…1, or one for each label."""
+        if isinstance(threshold, Tensor) and threshold.shape == (len(self.categories),):
+            return self.only(self.scores >= threshold[self.labels])
+        if isinstance(threshold, Real) and 0 <= threshold <= 1:
+            return self.only(self.scores >= threshold)
+        said = f"tensor of shape {tuple(threshold.shape)}" if isinstance(threshold, Tensor) else repr(threshold)
+        raise InputError(
+            f"threshold {said}: give a number from 0 to 1, or a tensor with one for each of the "
+            f"{len(self.categories)} categories"
+        )
 
     def of_classes(self, names: Iterable[str]) -> "Detections":
         """Return only the detections of some categories; a name that is not among them is an InputError."""
@@ -182,14 +191,19 @@ class Detections:
 
     def to_dataframe(self) -> Any:
         """Return a pandas table, a row for each detection: name, category_id, score, x0, y0, x1, y1."""
-        columns: dict[str, Any] = {"name": self.names, "category_id": self.category_ids, "score": self.scores.numpy()}
+        pandas = imported("pandas")
+        columns: dict[str, Any] = {
+            "name": pandas.Series(self.names, dtype=str),  # with their types said, nothing found is no other table
+            "category_id": np.array(self.category_ids, dtype=np.int64),
+            "score": self.scores.numpy(),
+        }
         corners = zip(("x0", "y0", "x1", "y1"), self.boxes_xyxy.numpy().T, strict=True)
-        return imported("pandas").DataFrame(columns | dict(corners))
+        return pandas.DataFrame(columns | dict(corners))
 
 
 def labels_of(names: Iterable[str], categories: Categories) -> list[int]:
-    """Return the labels of category names; an unknown name is an InputError with the nearest known one."""
-    names = list(names)
+    """Return the labels of category names, or of a single one; an unknown name is an InputError with the nearest."""
+    names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in categories.names:
             raise InputError(f"unknown category {name!r}: {did_you_mean(name, categories.names)}")

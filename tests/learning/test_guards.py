@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from lucidetr.training import loop
-from lucidetr.training.checkpoint import load_tensors
 from lucidetr.training.engine import FAST, Engine
 from lucidetr.training.run_log import read_metrics
-from run_tools import tiny
+from run_tools import newest_state, tiny
 
 NAN = float("nan")
 # by step (the first, two in a row, one of an evaluation): which of its two parts, and what is made nan there
@@ -23,10 +22,6 @@ STEPS = 8
 def with_batch_norm(out, **changes):
     config = tiny(out, steps=STEPS, evaluations=4, preflight="off", statistics=STEPS, **changes)
     return replace(config, model=replace(config.model, backbone=replace(config.model.backbone, norm="batch")))
-
-
-def newest_state(run):
-    return load_tensors(max((run / "checkpoints").iterdir()))[0]
 
 
 class Planting:

@@ -23,18 +23,14 @@ from lucidetr.evaluation.coco import NUMBERS, Metrics
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training import loop
-from lucidetr.training.checkpoint import load_newest_training, load_tensors
+from lucidetr.training.checkpoint import load_newest_training
 from lucidetr.training.engine import FAST, Engine
 from lucidetr.training.run_log import describe_data, digest, read_metrics
 from lucidetr.training.start import fit_to_data
-from run_tools import TINY, tiny, train_until_interrupted
+from run_tools import TINY, newest_state, tiny, train_until_interrupted
 
 from .test_distributed import small_lucid
 from .test_durability import plant, short
-
-
-def newest_state(run):
-    return load_tensors(max((run / "checkpoints").iterdir()))[0]
 
 
 def without_time(lines):

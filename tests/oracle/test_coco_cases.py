@@ -4,8 +4,6 @@ Precision is read at the 101 recalls 0, 0.01, … 1: one object of two, found wi
 34/101; one of four 26/101. A mean over the ten thresholds 0.50, 0.55, … 0.95 is a sum of tenths.
 """
 
-import contextlib
-import io
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from coco_tools import by_pycocotools, twelve
 from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations
 from lucidetr.data.coco import read_coco
@@ -302,24 +299,11 @@ def test_worked_out_by_hand(name):
     agree(measured(case.things, case.found), case.expected)
 
 
-def by_pycocotools(content: dict, answers: list[FoundObject]) -> list[float | None]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = content
-        truth.createIndex()
-        run = COCOeval(truth, truth.loadRes(results(answers)), "bbox")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    return [None if value == -1 else float(value) for value in run.stats[:12]]
-
-
 def test_an_annotation_id_of_0_is_an_id():
     """Pycocotools notes a match by the object's id, and takes 0 for none: a perfect answer is an error there."""
     agree(measured([thing(A)], [found(A, 0.9)], first_id=0), CASES["perfect"].expected)
-    content = as_annotations([thing(A)], images=1, categories=1, first_id=0).to_coco() | {"info": {}}
-    expected = CASES["nothing found"].expected
-    agree(dict(zip(NUMBERS, by_pycocotools(content, [found(A, 0.9)]), strict=True)), expected)
+    content = as_annotations([thing(A)], images=1, categories=1, first_id=0).to_coco()
+    agree(twelve(by_pycocotools(content, results([found(A, 0.9)]))), CASES["nothing found"].expected)
 
 
 def test_annotation_ids_used_twice_are_refused(tmp_path):
@@ -350,7 +334,7 @@ def compare_sets(seed: int, number: int) -> None:
         answers, things = scene(own, images, categories, int(random.integers(9)), int(random.integers(1, 4)))
         if not answers or not things:  # pycocotools cannot read these
             continue
-        expected = dict(zip(NUMBERS, witness("pycocotools", answers, things, images, categories), strict=True))
+        expected = witness("pycocotools", answers, things, images, categories)
         try:
             agree(measured(things, answers, images, categories), expected)
         except AssertionError as error:

@@ -98,6 +98,27 @@ def test_only_https(url):
         fetch(url, SHA256, Web())
 
 
+@pytest.mark.parametrize("url", ["https://[::1/w.pth", "https://exa\u2100mple.org/w.pth", "https://[x]/w.pth"])
+def test_what_is_no_address_is_said(url):
+    with pytest.raises(InputError, match="no address that can be downloaded"):
+        fetch(url, SHA256, Web())
+
+
+def test_what_the_client_cannot_send_is_said(cache):
+    """An address with letters that a request does not hold; it is refused before anything is sent."""
+    error = UnicodeEncodeError("ascii", "größe", 2, 3, "ordinal not in range(128)")
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        fetch("https://example.org/größe.pth", SHA256, Web(error=error))
+    assert files(cache) == []
+
+
+@pytest.mark.parametrize("letter", ["a", "日"])
+def test_a_name_that_no_disk_holds_is_cut(letter):
+    path = fetch(f"https://example.org/{letter * 300}.pth", SHA256, Web())
+    assert path.read_bytes() == CONTENT
+    assert path.suffix == ".pth"
+
+
 @pytest.mark.parametrize("sha256", ["", "abc", "z" * 64])
 def test_sha256_must_be_one(sha256):
     with pytest.raises(InputError, match="is not a SHA-256"):

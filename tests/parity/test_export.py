@@ -1,6 +1,7 @@
 """Exported files give what torch gives: every recipe, any batch, any size, before and after post-processing."""
 
 import json
+import pickle
 import shutil
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch import nn
 
 import lucidetr
 from lucidetr.categories import Categories
+from lucidetr.cli.export import some_pictures
 from lucidetr.config import ImageConfig, ModelCard, ModelConfig
 from lucidetr.data.dataset import open_dataset
 from lucidetr.deployment import export as exporting
@@ -25,6 +27,7 @@ from lucidetr.deployment.export import SUFFIXES, WRITERS, differences, export, m
 from lucidetr.deployment.exported import Exported, open_exported, sides
 from lucidetr.errors import InputError
 from lucidetr.evaluation.detect import detect
+from lucidetr.fields import to_dict
 from lucidetr.models.detr import DETR
 from lucidetr.models.postprocess import postprocess
 from lucidetr.recipes import RECIPES, recipe
@@ -322,6 +325,29 @@ def test_the_command(exported, tmp_path, monkeypatch):
         (tmp_path / name).unlink()
     assert "ends in .pt2" in command("export", tmp_path, "--format", "torch", "--out", tmp_path / "x.onnx", status=2)
     assert "exported model itself" in command("export", tmp_path / "model.xml", "--out", tmp_path / "y.onnx", status=2)
+
+
+def test_a_damaged_picture_of_the_run_prevents_no_export(tmp_path):
+    command("data", "convert", "generated:digits?size=64&digit=14-24&objects=1-3&train=2&val=3", tmp_path / "set")
+    config = replace(recipe("lucid-xs"), data=str(tmp_path / "set"))
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    name, pictures = some_pictures(tmp_path, 3)
+    assert str(tmp_path / "set") in name and len(pictures) == 3
+    damaged = sorted((tmp_path / "set" / "val").glob("*.png"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    name, pictures = some_pictures(tmp_path, 3)
+    assert name == "generated:digits val" and len(pictures) == 3
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_detector_of_a_file_can_be_pickled(form, exported, tmp_path, monkeypatch):
+    *_, files = exported("lucid-xs")
+    monkeypatch.chdir(files[form].parent)
+    detector = lucidetr.load(files[form].name, device=torch.device("cpu"))
+    content = pickle.dumps(detector)
+    monkeypatch.chdir(tmp_path)
+    image = torch.zeros(3, 70, 90, dtype=torch.uint8)
+    assert torch.equal(pickle.loads(content).predict(image).scores, detector.predict(image).scores)  # noqa: S301
 
 
 @pytest.mark.parametrize("installed", ["2.9.0", "2.12.1+cu130"])

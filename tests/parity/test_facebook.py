@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lucidetr.categories import Categories
 from lucidetr.config import BackboneConfig, ImageConfig, ModelCard, ModelConfig
-from lucidetr.conversion.coco_names import COCO_NAMES, coco_categories
+from lucidetr.conversion.coco_names import coco_categories
 from lucidetr.conversion.convert import convert, export_facebook
 from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
@@ -213,7 +213,11 @@ def test_coco_head_is_kept_with_ids_and_names(tensors, tmp_path):
     assert len(converted.state["heads.category.weight"]) == 92
     categories = converted.card.categories
     assert categories == coco_categories()
-    assert [categories.ids[categories.names.index(name)] for name in COCO_NAMES.values()] == list(COCO_NAMES)
+    assert [categories.ids[categories.names.index(name)] for name in ("person", "stop sign", "toothbrush")] == [
+        1,
+        13,
+        90,
+    ]
     unused = [i for i, name in zip(categories.ids, categories.names, strict=True) if name.startswith("N/A ")]
     assert unused == [0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83]
 
@@ -291,11 +295,13 @@ def test_round_trip(randomised, pictures, tmp_path):
         num_queries=13,
         dropout=0.0,
     )
-    card = ModelCard(model, ImageConfig(), Categories(ids=(3, 1, 7), names=("red", "white", "blue")), "converted")
+    images = ImageConfig(resize="square", size=320, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    card = ModelCard(model, images, Categories(ids=(3, 1, 7), names=("red", "white", "blue")), "converted")
     state = randomised(lambda: DETR(model)).state_dict()
     export_facebook(state, card, tmp_path / "ours.pth")
     back = convert(tmp_path / "ours.pth")
     assert back.card == card
+    assert not back.notes
     assert back.state.keys() == state.keys()
     assert all(torch.equal(back.state[name], tensor) for name, tensor in state.items())
     payload = torch.load(tmp_path / "ours.pth", weights_only=False)  # as their code reads it; we have just written it
@@ -305,6 +311,31 @@ def test_round_trip(randomised, pictures, tmp_path):
     group = replace(card, model=replace(model, backbone=BackboneConfig(name="resnet18", norm="group")))
     with pytest.raises(InputError, match=r"backbone\.norm is group"):
         export_facebook(DETR(group.model).state_dict(), group, tmp_path / "group.pth")
+
+
+def test_a_file_without_sizes_says_what_is_assumed(tensors, tmp_path):
+    torch.save({"model": tensors, "args": options()}, tmp_path / "file.pth")
+    converted = convert(tmp_path / "file.pth")
+    assert converted.card.images == ImageConfig()
+    assert "the paper's sizes and normalisation are assumed" in converted.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"nheads": 0}, r"file\.pth: 0 heads do not divide"),
+        ({"images": {"size": "large"}}, r"file\.pth: images: cannot be used"),
+        ({"images": {"sise": 320}}, r"file\.pth: images: cannot be used .*did you mean size"),
+        (
+            {"category_names": ["a"] * 91, "category_ids": ["x"] * 91},
+            r"file\.pth: category_ids: cannot be used .*'x'",
+        ),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(tensors, tmp_path, changes, said):
+    torch.save({"model": tensors, "args": options(**changes)}, tmp_path / "file.pth")
+    with pytest.raises(InputError, match=said):
+        convert(tmp_path / "file.pth")
 
 
 class Payload:

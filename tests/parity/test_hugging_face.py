@@ -235,6 +235,20 @@ def folder(randomised, tmp_path_factory):
         ({"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet18"}}, "do not belong together"),
         ({"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50d"}}, "resnet50d is not known"),
         ({"backbone_config": {"model_type": "resnet", "downsample_in_bottleneck": True}}, "downsample_in_bottleneck"),
+        *(
+            ({f"{part}_attention_heads": heads for part in ("encoder", "decoder")}, said)
+            for heads, said in (
+                (None, r"config\.json: cannot be used"),
+                ("x", r"config\.json: cannot be used .*'x'"),
+                ([8], r"config\.json: cannot be used"),
+                (0, "0 heads do not divide"),
+            )
+        ),
+        ({"encoder_ffn_dim": "x"}, r"config\.json: cannot be used"),
+        ({"backbone_config": "resnet"}, r"config\.json: cannot be used"),
+        ({"backbone_config": {"model_type": "resnet", "out_indices": 4}}, r"config\.json: cannot be used"),
+        ({"category_ids": list("abcde")}, r"config\.json: cannot be used .*'a'"),
+        ({"category_ids": [1] * 5}, r"config\.json: cannot be used .*given twice"),
     ],
 )
 def test_a_setting_that_we_do_not_build_is_refused(changes, said, folder, tmp_path):
@@ -242,6 +256,17 @@ def test_a_setting_that_we_do_not_build_is_refused(changes, said, folder, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
     with pytest.raises(InputError, match=said):
+        convert(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rescale_factor": None}, {"rescale_factor": "x"}, {"image_mean": 3}, {"size": -5}, {"size": [3]}]
+)
+def test_a_preprocessor_that_cannot_be_used_is_refused(changes, folder, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(changes))
+    with pytest.raises(InputError, match=r"preprocessor_config\.json: "):
         convert(tmp_path)
 
 

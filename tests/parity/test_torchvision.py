@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 
 from lucidetr.categories import Categories
 from lucidetr.config import BackboneConfig, ModelConfig
@@ -77,6 +78,16 @@ def test_a_model_starts_from_it(randomised, tmp_path):
             start_from(
                 DETR(ModelConfig(backbone=backbone, **shape)), converted.state, converted.card, Categories((), ())
             )
+
+
+def test_a_file_is_known_by_what_is_in_it_and_not_by_its_name(tmp_path):
+    """Timm's ResNets are folders with a config.json and a model.safetensors, as Hugging Face's DETRs are."""
+    save_file(torchvision.models.resnet18().state_dict(), tmp_path / "model.safetensors")
+    for source in (tmp_path / "model.safetensors", tmp_path):
+        (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+        assert convert(source).card.recipe == "resnet18"
+    (tmp_path / "config.json").unlink()
+    assert convert(tmp_path / "model.safetensors").card.recipe == "resnet18"
 
 
 def test_every_key_is_accounted_for(tmp_path):

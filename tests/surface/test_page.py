@@ -11,16 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from lucid_tools import TINY
+from lucid_tools import TINY, off_start
 from lucidetr.categories import Categories
 from lucidetr.config import ImageConfig, ModelCard
 from lucidetr.data.decoding import read_image
 from lucidetr.deployment.detector import load
 from lucidetr.deployment.page.look import look_json, point_json
-from lucidetr.models.detr import DETR
 from lucidetr.training.checkpoint import save_model
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -35,12 +33,8 @@ def run(tmp_path_factory):
     """Return a folder with a model that finds something everywhere, for its weights are random."""
     folder = tmp_path_factory.mktemp("page") / "run"
     folder.mkdir()
-    torch.manual_seed(5)
     config = replace(TINY, queries="selected", boxes="refined_twice", num_queries=8)
-    model = DETR(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    model = off_start(config)
     categories = Categories(ids=(3, 7, 11), names=(HOSTILE, f"dog {HOSTILE}", f"owl {HOSTILE}"))
     card = ModelCard(model=config, images=ImageConfig(size=64, max_size=96), categories=categories, recipe="tiny")
     save_model(folder / "best.safetensors", model.state_dict(), card)

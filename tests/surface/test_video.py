@@ -33,12 +33,15 @@ class Knows(Detector):
     def __init__(self):
         self.card = SimpleNamespace(categories=CATEGORIES)
 
-    def predict_many(self, pictures, threshold=0.0):
-        for picture in pictures:
-            red = (picture[0] > 150) & (picture[1] < 90)
-            rows, columns = red.any(1).nonzero(), red.any(0).nonzero()
-            box = [float(columns.min()), float(rows.min()), float(columns.max()) + 1, float(rows.max()) + 1]
-            yield Detections(torch.tensor([box]), torch.tensor([0.9]), torch.tensor([0]), CATEGORIES)
+    def prepare(self, picture):
+        return picture
+
+    def detect(self, samples):
+        (picture,) = samples
+        red = (picture[0] > 150) & (picture[1] < 90)
+        rows, columns = red.any(1).nonzero(), red.any(0).nonzero()
+        box = [float(columns.min()), float(rows.min()), float(columns.max()) + 1, float(rows.max()) + 1]
+        return [Detections(torch.tensor([box]), torch.tensor([0.9]), torch.tensor([0]), CATEGORIES)]
 
 
 def film(path: Path, number: int, size=(48, 64), rate=NTSC, **options) -> Path:
@@ -102,13 +105,18 @@ def test_odd_sides_get_their_last_row_and_column_once_more(tmp_path):
     assert (line["height"], line["width"]) == (33, 47)
 
 
-def test_frames_stand_upright_as_the_file_says(tmp_path):
-    """A phone that was held upright writes rows as columns, and a matrix that turns them by a quarter clockwise."""
-    lying = film(tmp_path / "lying.mp4", 2).read_bytes()
+def turn(lying: bytes) -> bytes:
+    """Return an .mp4 with the note to turn it by a quarter clockwise."""
     straight = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
     place = lying.index(straight, lying.index(b"tkhd"))
     turned = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
-    (tmp_path / "turned.mp4").write_bytes(lying[:place] + turned + lying[place + len(turned) :])
+    return lying[:place] + turned + lying[place + len(turned) :]
+
+
+def test_frames_stand_upright_as_the_file_says(tmp_path):
+    """A phone that was held upright writes rows as columns, and a matrix that turns them by a quarter clockwise."""
+    lying = film(tmp_path / "lying.mp4", 2).read_bytes()
+    (tmp_path / "turned.mp4").write_bytes(turn(lying))
     image = next(read_frames(tmp_path / "turned.mp4")).image
     assert image.shape == (3, 64, 48)
     assert image[0, :16, -16:].float().mean() > 150  # the red square is now at the top right
@@ -273,3 +281,28 @@ def test_mistakes_are_refused(trained, tmp_path, options, said):
     command = ("predict", trained / "run", trained / "set" / "val", "--out", tmp_path / "out")
     assert said in lucidetr(*command, *options, status=2)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("number", "rate"), [(3, Fraction(1, 5)), (1, Fraction(1, 10)), (4, Fraction(1, 30))])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".mov"])
+def test_a_slow_video_is_whole(tmp_path, number, rate, suffix):
+    """Its last frame begins long before it ends."""
+    assert len(list(read_frames(film(tmp_path / f"slow{suffix}", number, rate=rate)))) == number
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_that_are_not_square_stay_so(tmp_path, turned):
+    source, out, aspect = tmp_path / "wide.mp4", tmp_path / "out", Fraction(64, 45)
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        pixels = np.zeros((48, 64, 3), dtype=np.uint8)
+        pixels[:16, :16] = (200, 10, 10)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    if turned:
+        source.write_bytes(turn(source.read_bytes()))
+    predict_files(Knows(), find_sources([str(source)], out), out, ["drawn"], ANY)
+    with av.open(str(out / "wide.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == (1 / aspect if turned else aspect)

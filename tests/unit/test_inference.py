@@ -127,8 +127,9 @@ def test_work_is_done_ahead_but_not_far():
             asked.append(number)
             yield number
 
-    for number in ahead(lambda item: item * item, items()):
-        done.append(number)
+    for item, work in ahead(lambda item: item * item, items()):
+        done.append(work.result())
+        assert done[-1] == item**2
         assert len(asked) <= len(done) + AHEAD
     assert done == [number**2 for number in range(20)]
 
@@ -141,6 +142,6 @@ def test_an_error_comes_in_its_turn():
 
     done = []
     with pytest.raises(InputError, match="picture 2"):
-        for item in ahead(work, range(10)):
-            done.append(item)
+        for _, result in ahead(work, range(10)):
+            done.append(result.result())
     assert done == [0, 1]

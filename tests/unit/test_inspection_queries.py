@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_tools import TINY
+from lucid_tools import TINY, off_start
 from lucidetr.boxes import cxcywh_to_xyxy
 from lucidetr.config import BackboneConfig, ImageConfig, LossConfig, ModelCard, ModelConfig, TrainConfig
 from lucidetr.data.batching import evaluation_batches
@@ -19,7 +19,6 @@ from lucidetr.inspection import attention, matching, queries
 from lucidetr.inspection.material import Material
 from lucidetr.inspection.microscope import NOBODY, look, look_at
 from lucidetr.inspection.page import STYLE
-from lucidetr.models.detr import DETR
 
 IMAGES = ImageConfig(size=64, max_size=96)
 DATA = open_dataset("generated:digits?size=64&digit=14-24&objects=1-3&train=2&val=6", "val")
@@ -42,11 +41,7 @@ FOCAL = LossConfig(classification="focal", cost_class=2.0)
 
 def material(config, images=IMAGES):
     """Return a run that has just begun, off its start, with pictures 0 and 2 to be looked at."""
-    torch.manual_seed(5)
-    model = DETR(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    model = off_start(config)
     card = ModelCard(model=config, images=images, categories=CATEGORIES, recipe="planted")
     loss = LossConfig() if config.classification == "softmax" else FOCAL
     run = TrainConfig(model=config, images=images, loss=loss)

@@ -8,31 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from lucid_tools import TINY
+from lucid_tools import PAPER, TINY, off_start
 from lucidetr.boxes import iou
 from lucidetr.categories import Categories
-from lucidetr.config import BackboneConfig, ImageConfig, LossConfig, ModelCard, ModelConfig
+from lucidetr.config import ImageConfig, LossConfig, ModelCard
 from lucidetr.data.preprocessing import prepare
 from lucidetr.deployment.detector import Detector
 from lucidetr.deployment.page.look import look_json, point_json
 from lucidetr.deployment.page.usual import usual_json
 from lucidetr.errors import InputError
 from lucidetr.inspection.microscope import look_at
-from lucidetr.models.detr import DETR
 
 CATEGORIES = Categories(ids=(3, 7, 11), names=("cat", "dog", "<b>owl</b>"))
-PAPER = ModelConfig(
-    backbone=BackboneConfig(name="resnet18", width=8, norm="group", dilation=True),
-    num_classes=3,
-    d_model=32,
-    num_heads=2,
-    head_dim=16,
-    feed_forward=64,
-    encoder_layers=2,
-    decoder_layers=3,
-    num_queries=7,
-    dropout=0.0,
-)
 MODELS = {
     "paper": PAPER,
     "no encoder": replace(PAPER, encoder_layers=0),
@@ -46,11 +33,7 @@ FIRST = {"anchors": ["start"], "selected": ["proposals"], "scored": ["proposals"
 
 def build(name):
     """Return a detector whose parameters are all off their start."""
-    torch.manual_seed(5)
-    model = DETR(MODELS[name]).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    model = off_start(MODELS[name])
     card = ModelCard(model=MODELS[name], images=ImageConfig(size=64, max_size=96), categories=CATEGORIES, recipe=name)
     return Detector(model, card, "cpu", "fp32")
 

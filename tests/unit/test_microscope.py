@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_tools import TINY
+from lucid_tools import PAPER, TINY, off_start
 from lucidetr.boxes import cxcywh_to_xyxy, giou
-from lucidetr.config import BackboneConfig, ImageConfig, LossConfig, ModelCard, ModelConfig
+from lucidetr.config import BackboneConfig, ImageConfig, LossConfig, ModelCard
 from lucidetr.data.dataset import open_dataset
 from lucidetr.data.preprocessing import make_batch, prepare
 from lucidetr.inspection.microscope import NOBODY, kept, look, look_at, pairing, worth_keeping
-from lucidetr.models.detr import DETR
 from lucidetr.reference.network import forward
 from lucidetr.structures import Batch, Predictions
 
@@ -21,22 +20,12 @@ DATA = open_dataset("generated:digits?size=64&digit=14-24&objects=2-3&train=2&va
 CATEGORIES = DATA.annotations.categories
 LOSS, FOCAL = LossConfig(), LossConfig(classification="focal", cost_class=2.0)
 
-PAPER = ModelConfig(
-    backbone=BackboneConfig(name="resnet18", width=8, norm="group", dilation=True),
-    num_classes=len(CATEGORIES),
-    d_model=32,
-    num_heads=2,
-    head_dim=16,
-    feed_forward=64,
-    encoder_layers=3,
-    decoder_layers=3,
-    num_queries=7,
-)
+DIGITS_PAPER = replace(PAPER, num_classes=len(CATEGORIES))
 LUCID = replace(TINY, num_classes=len(CATEGORIES), queries="selected", boxes="refined_twice")
 LITE = replace(LUCID, backbone=BackboneConfig(name="efficientnet_lite0", norm="batch"), fused=(16, 8))
 MODELS = {
-    "paper": (PAPER, LOSS),
-    "no encoder": (replace(PAPER, encoder_layers=0), LOSS),
+    "paper": (DIGITS_PAPER, LOSS),
+    "no encoder": (replace(DIGITS_PAPER, encoder_layers=0), LOSS),
     "lucid": (LUCID, FOCAL),
     "anchors": (replace(LUCID, queries="anchors", query_groups=2), FOCAL),
     "lite": (LITE, FOCAL),
@@ -46,11 +35,7 @@ MODELS = {
 def build(name):
     """Return a model whose parameters are all off their start, its card and its loss."""
     config, loss = MODELS[name]
-    torch.manual_seed(3)
-    model = DETR(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    model = off_start(config)
     card = ModelCard(model=config, images=IMAGES, categories=CATEGORIES, recipe=name)
     return model, card, loss
 

@@ -19,7 +19,8 @@ from lucidetr.data.decoding import read_image
 from lucidetr.deployment.detector import Detector
 from lucidetr.deployment.inputs import Frame, Source, find_sources, safe_names
 from lucidetr.deployment.outputs import MADE, WRITERS, Drawn
-from lucidetr.deployment.predict import predict_files
+from lucidetr.deployment.predict import find, predict_files
+from lucidetr.deployment.tiles import Tiling
 from lucidetr.drawing import draw_boxes
 from lucidetr.errors import InputError
 from lucidetr.structures import Detections
@@ -35,21 +36,19 @@ ANY = torch.zeros(2, dtype=torch.float64)
 
 
 class Knows(Detector):
-    """Find the same in every picture; take up to three pictures before the first answer."""
+    """Find the same in every picture, but refuse those of one width."""
 
-    def __init__(self, found=FOUND):
+    def __init__(self, found=FOUND, refused=0):
         self.card = SimpleNamespace(categories=found.categories)
-        self.found = found
+        self.found, self.refused = found, refused
 
-    def predict_many(self, pictures, threshold=0.0):
-        waiting = []
-        for picture in pictures:
-            waiting.append(picture)
-            if len(waiting) > 3:
-                waiting.pop(0)
-                yield self.found.above(threshold)
-        for _ in waiting:
-            yield self.found.above(threshold)
+    def prepare(self, picture):
+        return picture
+
+    def detect(self, samples):
+        if any(sample.shape[-1] == self.refused for sample in samples):
+            raise InputError("too thin for this model")
+        return [self.found for _ in samples]
 
 
 def paint(file: Path, size=(40, 30)) -> Path:
@@ -268,6 +267,23 @@ def test_what_cannot_be_read_is_named_and_the_others_are_done(folder):
     done = predict_files(Knows(), find_sources(["in"], Path("out")), Path("out"), ["jsonl"], ANY)
     assert (done.pictures, len(done.refused)) == (3, 1)
     assert done.refused[0].startswith("in/b.jpg: not an image")
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling(32, whole=False)])
+def test_what_the_model_cannot_take_is_named_and_the_others_are_done(folder, tiling):
+    paint(folder / "in" / "b.jpg", (11, 30))
+    sources = find_sources(["in"], Path("out"))
+    done = predict_files(Knows(refused=11), sources, Path("out"), ["jsonl"], ANY, tiling=tiling)
+    assert (done.pictures, done.refused) == (3, ["in/b.jpg: too thin for this model"])
+    lines = [json.loads(line)["file"] for line in (folder / "out" / "detections.jsonl").read_text().splitlines()]
+    assert lines == ["in/a.png", "in/deep/a.png", "in/deep/c.PNG"]
+
+
+def test_every_frame_of_a_video_is_refused_by_one_sentence():
+    clip, refused = Source(Path("clip.avi"), Path("clip.mp4")), []
+    frames = [Frame(torch.zeros(3, 9, 11, dtype=torch.uint8), clip, number) for number in range(9)]
+    assert list(find(Knows(refused=11), frames, ANY, refused)) == []
+    assert refused == ["clip.avi: too thin for this model"]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])

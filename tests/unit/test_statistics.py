@@ -13,7 +13,6 @@ from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.structures import Assignment, Batch, Predictions
 from lucidetr.training import loop
-from lucidetr.training.checkpoint import load_tensors
 from lucidetr.training.clock import Clock
 from lucidetr.training.statistics import (
     BINS,
@@ -26,7 +25,7 @@ from lucidetr.training.statistics import (
     silent_share,
     updates,
 )
-from run_tools import tiny, train_until_interrupted
+from run_tools import newest_state, tiny, train_until_interrupted
 
 
 def batch_of(counts, boxes=None, labels=None, ids=None):
@@ -261,10 +260,6 @@ def test_a_run_of_minutes_looks_at_its_end_too(tmp_path):
 def whole(tmp_path_factory):
     """A run of six steps, each of them looked at."""
     return loop.train(tiny(tmp_path_factory.mktemp("runs") / "whole", statistics=6))
-
-
-def newest_state(run):
-    return load_tensors(max((run / "checkpoints").iterdir()))[0]
 
 
 def test_a_run_learns_the_same_without_looks(tmp_path, whole):

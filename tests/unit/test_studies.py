@@ -3,7 +3,6 @@
 import json
 import shlex
 from dataclasses import asdict, replace
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -459,8 +458,3 @@ def test_options_change_the_usual_plan_or_the_quick_one(planned, capsys):
 def test_options_that_ask_for_nothing_are_refused(options, said, tmp_path):
     with pytest.raises(InputError, match=said):
         command_line.run([*options, "--out", str(tmp_path)])
-
-
-def test_the_command_line_knows_every_study():
-    name = get_type_hints(command_line.Options)["name"]
-    assert set(get_args(name)) == set(command_line.STUDIES)

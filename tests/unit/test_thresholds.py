@@ -11,7 +11,16 @@ from lucidetr.categories import Categories
 from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.errors import InputError
 from lucidetr.evaluation.errors import best_threshold
-from lucidetr.evaluation.thresholds import BEST, FILE, least_scores, read_thresholds, say, thresholds_file, to_json
+from lucidetr.evaluation.thresholds import (
+    BEST,
+    FILE,
+    least_scores,
+    read_thresholds,
+    say,
+    split_names,
+    thresholds_file,
+    to_json,
+)
 from lucidetr.structures import Detections
 from lucidetr.training.checkpoint import MODEL_FILES
 
@@ -140,6 +149,12 @@ def test_a_name_that_holds_a_comma_stands_in_quotes():
     assert least_scores('"car, red=0.4",bus=0.3', categories, Path()).tolist() == [0.4, 0.3]
     with pytest.raises(InputError, match="'car' is not NAME=NUMBER"):
         least_scores("car, red=0.4", categories, Path())
+
+
+@pytest.mark.parametrize("text", ["a=0.4\nb=0.5", "a" * 200_000, "a\rb=0.5"])
+def test_what_is_no_line_of_names_is_refused(text):
+    with pytest.raises(InputError, match="cannot be split at its commas"):
+        split_names(text)
 
 
 def test_other_categories_never_count():

@@ -15,7 +15,6 @@ from lucidetr.models.detr import DETR
 from lucidetr.recipes import recipe
 from lucidetr.training.checkpoint import (
     load_model,
-    load_newest_training,
     packed,
     save_model,
     save_training,
@@ -133,20 +132,6 @@ def test_frozen_queries_still_start_in_groups_and_let_tokens_be_taught(frozen):
     assert said.logits.shape[:3] == (2 * (1 + config.decoder_layers), 2, 4)
     assert said.tokens is not None
     assert model.eval()(images, padding).logits.shape[0] == 1 + config.decoder_layers
-
-
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path):
-    for step in (1, 2):
-        save_training(tmp_path, step, {"a": torch.full((1,), float(step))}, {"step": step})
-    newest = tmp_path / "step-00000002.safetensors"
-    newest.write_bytes(newest.read_bytes()[:20])
-    tensors, state, notes = load_newest_training(tmp_path)
-    assert state == {"step": 1}
-    assert tensors["a"].item() == 1
-    assert "step-00000002.safetensors" in notes[0]
-    (tmp_path / "step-00000001.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="no checkpoint in it can be read"):
-        load_newest_training(tmp_path)
 
 
 def test_a_state_comes_back_with_its_random_numbers_whatever_device_it_was_saved_on():

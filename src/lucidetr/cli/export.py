@@ -69,12 +69,10 @@ def some_pictures(folder: Path, number: int) -> "tuple[str, list[Tensor]]":
     from lucidetr.data.dataset import evenly, open_dataset, open_training_data
     from lucidetr.training.run_log import asked_of
 
-    dataset = None
     try:
-        if asked := asked_of(folder):
-            dataset = open_training_data(asked)[1]
-    except InputError as error:
+        if (asked := asked_of(folder)) and (dataset := open_training_data(asked)[1]):
+            return dataset.name, [dataset.image(index) for index in evenly(len(dataset), number)]
+    except InputError as error:  # of the data, or of one of these pictures
         print(f"the run's data cannot be read, generated scenes are compared instead ({error})")
-    if not dataset:  # there is none, or no picture in it
-        dataset = open_dataset("generated:digits", "val")
+    dataset = open_dataset("generated:digits", "val")  # there is none, or no picture in it
     return dataset.name, [dataset.image(index) for index in evenly(len(dataset), number)]

@@ -9,15 +9,6 @@ import tyro
 
 from lucidetr.errors import InputError
 
-STUDIES = {
-    "start": "lucidetr.studies.start",
-    "initialisation": "lucidetr.studies.initialisation",
-    "residuals": "lucidetr.studies.residuals",
-    "three-ways": "lucidetr.studies.three_ways",
-    "ablations": "lucidetr.studies.ablations",
-    "ladder": "lucidetr.studies.ladder",
-}
-
 
 @dataclass(frozen=True)
 class Options:
@@ -67,7 +58,7 @@ def run(arguments: list[str]) -> None:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    study: Any = import_module(STUDIES[options.name])
+    study: Any = import_module(f"lucidetr.studies.{options.name.replace('-', '_')}")
     plan = study.QUICK if options.quick else study.USUAL
     if options.minutes and plan.steps:
         raise InputError(f"--minutes {options.minutes:g}: {options.name} counts batches, give --steps instead")

@@ -34,15 +34,12 @@ def read_config(arguments: list[str], program: str) -> TrainConfig:
     config = tyro.cli(TrainConfig, default=base, args=options, prog=program)
     if named:
         return config
-    base = begun(config) or choose_for(config)
-    return tyro.cli(TrainConfig, default=base, args=options, prog=program)
 
-
-def begun(config: TrainConfig) -> TrainConfig | None:
-    """Return the settings that a run to go on with began with: another machine might choose others."""
     from lucidetr.training.run_log import asked_of
 
-    return asked_of(Path(config.out)) if config.resume else None
+    # a run that goes on keeps the settings that it began with: another machine might choose others
+    base = (asked_of(Path(config.out)) if config.resume else None) or choose_for(config)
+    return tyro.cli(TrainConfig, default=base, args=options, prog=program)
 
 
 def choose_for(config: TrainConfig) -> TrainConfig:

@@ -28,27 +28,22 @@ def convert(source: Path, dilation: bool | None = None, num_heads: int | None = 
     `dilation` and `num_heads` are needed for a facebookresearch file that keeps no options, and only there.
     Any name without a place, on either side, is an InputError that lists it.
     """
-    if source.is_dir() or source.name == "model.safetensors":
-        converted = _from_folder(source if source.is_dir() else source.parent)
-    else:
-        payload = read_safetensors(source) if source.suffix == ".safetensors" else read_pth(source)
-        if not isinstance(payload, Mapping):
-            raise InputError(f"{source}: holds a {type(payload).__name__}, not weights by name. Known: {KNOWN}")
-        state = _tensors(payload, source)
-        if facebook.matches(state):
-            return facebook.convert_facebook({**payload, "model": state}, source, dilation, num_heads)
-        converted = _backbone(state, source)
+    file = source / "model.safetensors" if source.is_dir() else source
+    payload = read_safetensors(file) if file.suffix == ".safetensors" else read_pth(file)
+    if not isinstance(payload, Mapping):
+        raise InputError(f"{source}: holds a {type(payload).__name__}, not weights by name. Known: {KNOWN}")
+    state = _tensors(payload, source)
+    if facebook.matches(state):
+        return facebook.convert_facebook({**payload, "model": state}, source, dilation, num_heads)
+    converted = _hugging_face(state, file.parent) if hugging_face.matches(state) else _backbone(state, source)
     for name, value in (("dilation", dilation), ("num_heads", num_heads)):
         if value is not None:
             raise InputError(f"{source}: {name} is only asked of a facebookresearch file: leave it out")
     return converted
 
 
-def _from_folder(folder: Path) -> Converted:
+def _hugging_face(state: dict[str, Tensor], folder: Path) -> Converted:
     config = read_json(folder / "config.json")
-    state = read_safetensors(folder / "model.safetensors")
-    if not hugging_face.matches(state):
-        raise InputError(f"{folder}: not a DetrForObjectDetection, it has {_sample(state)}. Known: {KNOWN}")
     preprocessor = folder / "preprocessor_config.json"
     return hugging_face.convert_hugging_face(
         state, config, read_json(preprocessor) if preprocessor.is_file() else None, folder

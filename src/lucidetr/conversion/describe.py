@@ -51,7 +51,7 @@ def model_config(
     if missing:
         raise InputError(f"{source}: a detector needs {listed(missing)} (our names): the file lacks them")
     d_model = len(state["projection.weight"])
-    if d_model % num_heads:
+    if num_heads < 1 or d_model % num_heads:
         raise InputError(f"{source}: {num_heads} heads do not divide d_model {d_model}: give the right number of heads")
     layers = {"encoder": 0, "decoder": 0}
     for name in state:

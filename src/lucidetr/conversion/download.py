@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from lucidetr.errors import InputError
 
 CHUNK = 1 << 20
+LONGEST = 60  # letters of a name, of up to 4 bytes each: disks take 255, and the end says what the file is
 TIMEOUT = 30.0  # seconds without a byte
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -32,7 +33,11 @@ def fetch(url: str, sha256: str, opener: Callable[..., Any] = urllib.request.url
     sha256 = sha256.strip().lower()
     if not SHA256.fullmatch(sha256):
         raise InputError(f"{sha256!r} is not a SHA-256 (64 hexadecimal digits): give that of the file at {url}")
-    if urlsplit(url).scheme != "https":
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:
+        raise InputError(f"{url}: no address that can be downloaded ({error})") from None
+    if scheme != "https":
         raise InputError(f"{url}: only https addresses are downloaded")
     place = cached_path(url, sha256)
     if place.is_file():
@@ -55,7 +60,7 @@ def cached_path(url: str, sha256: str) -> Path:
     PosixPath('0123456789ab/weights.pth')
     """
     name = re.sub(r"[^\w.+-]", "_", Path(unquote(urlsplit(url).path)).name).lstrip(".") or "weights"
-    return cache_folder() / sha256[:12] / name
+    return cache_folder() / sha256[:12] / name[-LONGEST:]
 
 
 def _download(url: str, sha256: str, place: Path, opener: Callable[..., Any]) -> None:
@@ -75,7 +80,9 @@ def _download(url: str, sha256: str, place: Path, opener: Callable[..., Any]) ->
                 "the download broke off, or it is another file"
             )
         os.replace(temporary, place)
-    except (OSError, http.client.HTTPException) as error:  # no network, no such file there, a full disk
+    except InputError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:  # no network or file there, a full disk, odd URL
         raise InputError(
             f"{url}: cannot be downloaded ({error}). Download it elsewhere and put it at {place}; "
             f"its SHA-256 is {sha256}"

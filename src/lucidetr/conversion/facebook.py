@@ -23,8 +23,10 @@ from lucidetr.conversion.describe import (
     resnet_config,
 )
 from lucidetr.conversion.names import COUNTER, Converted, Rows, account, in_float32, prefixed, rename, swapped, without
+from lucidetr.conversion.read import usable
 from lucidetr.conversion.torchvision import RESNET
 from lucidetr.errors import InputError
+from lucidetr.fields import from_dict, to_dict
 
 
 def _attention(theirs: str, ours: str) -> Rows:
@@ -98,10 +100,15 @@ def convert_facebook(
     dropout = float(options.get("dropout", ModelConfig.dropout))
     model = model_config(ours, backbone, heads, dropout, str(path))
     account(ours, empty_model(model), str(path))
-    categories = _categories(options, model.num_classes)
+    with usable(f"{path}: category_ids"):
+        categories = _categories(options, model.num_classes)
     if "category_names" not in options and model.num_classes != COCO_SLOTS:
         notes.append(f"the file names no classes: they are called {categories.names[0]} … {categories.names[-1]}")
-    card = ModelCard(model=model, images=ImageConfig(), categories=categories, recipe=recipe_name(model))
+    if "images" not in options and not known:
+        notes.append("the file does not say how pictures are prepared: the paper's sizes and normalisation are assumed")
+    with usable(f"{path}: images"):
+        images = from_dict(ImageConfig, options.get("images", {}))
+    card = ModelCard(model=model, images=images, categories=categories, recipe=recipe_name(model))
     return Converted(ours, card, tuple(notes))
 
 
@@ -137,6 +144,7 @@ def export_facebook(state: Mapping[str, Tensor], card: ModelCard) -> dict[str, A
         masks=False,
         category_names=list(card.categories.names),
         category_ids=list(card.categories.ids),
+        images=to_dict(card.images),
     )
     split = rename(without(state, suffixes=(COUNTER,)), swapped(DETR_NAMES), "the checkpoint")
     return {"model": join_packed(in_float32(split)), "args": options}
@@ -185,6 +193,7 @@ def _options(payload: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": (float, int),
         "category_names": list,  # this and the next only in files that we wrote: the original has no place for them
         "category_ids": list,
+        "images": dict,
     }
     return {name: found[name] for name, kind in types.items() if isinstance(found.get(name), kind)}
 

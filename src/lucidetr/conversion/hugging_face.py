@@ -23,6 +23,7 @@ from lucidetr.conversion.describe import (
 )
 from lucidetr.conversion.hugging_face_config import images_config, model_json, preprocessor_json, read_model_json
 from lucidetr.conversion.names import COUNTER, Converted, Rows, account, in_float32, prefixed, rename, swapped, without
+from lucidetr.conversion.read import usable
 from lucidetr.conversion.torchvision import RESNET
 from lucidetr.errors import InputError
 
@@ -107,7 +108,8 @@ def convert_hugging_face(
     state: Mapping[str, Tensor], config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, folder: Path
 ) -> Converted:
     """Return the detector of a folder's tensors, `config.json` and, when there, `preprocessor_config.json`."""
-    described = read_model_json(config, f"{folder}/config.json")
+    with usable(f"{folder}/config.json"):
+        described = read_model_json(config, f"{folder}/config.json")
     own = any(".embedder.embedder." in name for name in state)
     if own != (described.backbone == "resnet"):
         raise InputError(
@@ -122,12 +124,14 @@ def convert_hugging_face(
         raise InputError(f"{folder}: a dilated {backbone.name} is not converted: timm dilates one convolution more")
     model = model_config(ours, backbone, described.num_heads, described.dropout, str(folder))
     account(ours, empty_model(model), str(folder))
-    categories, notes = _categories(config, model.num_classes, folder), []
-    images = ImageConfig()
+    with usable(f"{folder}/config.json"):
+        categories = _categories(config, model.num_classes, folder)
+    images, notes = ImageConfig(), []
     if preprocessor is None:
         notes.append("no preprocessor_config.json: the paper's sizes and normalisation are assumed")
     else:
-        images = images_config(preprocessor, f"{folder}/preprocessor_config.json")
+        with usable(f"{folder}/preprocessor_config.json"):
+            images = images_config(preprocessor, f"{folder}/preprocessor_config.json")
     card = ModelCard(model=model, images=images, categories=categories, recipe=recipe_name(model))
     return Converted(ours, card, tuple(notes))
 
@@ -171,8 +175,8 @@ def _categories(config: Mapping[str, Any], num_classes: int, folder: Path) -> Ca
         raise InputError(f"{folder}/config.json: id2label is not an object with numbers for keys") from None
     if sorted(names) != list(range(num_classes)):
         raise InputError(
-            f"{folder}: {num_classes} classes in the tensors (and one for no object), "
-            f"but config.json names {len(names)} in id2label: they do not belong together"
+            f"{folder}/config.json: names {len(names)} in id2label, but there are {num_classes} classes in the tensors "
+            "(and one for no object): they do not belong together"
         )
     categories = slots([names[label] for label in range(num_classes)])
     ids = config.get("category_ids")

@@ -5,6 +5,8 @@ import json
 import pickle
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,17 @@ def read_json(path: Path, kind: type = dict) -> Any:
         expected = {dict: "object", list: "list"}[kind]
         raise InputError(f"{path}: expected a JSON {expected}, got {type(values).__name__}")
     return values
+
+
+@contextmanager
+def usable(place: str) -> Iterator[None]:
+    """Say of values that are not what they should be where they stand: any fault met inside is an InputError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, InputError) and place in str(error):
+            raise
+        raise InputError(f"{place}: cannot be used ({_first_line(error)}); correct it, or get the file anew") from None
 
 
 def _first_line(error: BaseException) -> str:

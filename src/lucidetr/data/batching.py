@@ -82,17 +82,12 @@ def build_augmentation(config: AugmentationConfig, images: ImageConfig) -> Augme
     return (BatchAugmentation if at_once else Augmentation)(config, images)
 
 
-def at_the_start(step: int) -> float:
-    """Return that nothing of the run is done, for a run whose length nobody knows."""
-    return 0.0
-
-
 @dataclass(frozen=True)
 class CountFrom:
     """Count steps from `start` on, without end, and say what share of the run is done when each is made."""
 
     start: int = 0
-    progress: Callable[[int], float] = at_the_start
+    progress: Callable[[int], float] = lambda step: 0.0  # of a run whose length nobody knows
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
         for step in itertools.count(self.start):

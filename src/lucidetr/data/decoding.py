@@ -121,17 +121,23 @@ def as_image(picture: Any) -> UInt8[Tensor, "3 height width"]:
     if isinstance(picture, (str, Path)):
         return read_image(picture)
     if isinstance(picture, Image.Image):
-        return from_pillow(picture)
+        _refuse_empty(picture.size)
+        try:
+            return from_pillow(picture)
+        except InputError:
+            raise
+        except DAMAGED as error:
+            raise InputError(f"a Pillow image that cannot be read ({error}); open or convert it anew") from None
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise InputError(f"an array of {picture.dtype} {picture.shape}; expected uint8 (height, width, 3) in RGB")
         _refuse_empty(picture.shape)
-        return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(picture.transpose(2, 0, 1).copy())
     if isinstance(picture, Tensor):
         if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
             raise InputError(f"a tensor of {picture.dtype} {tuple(picture.shape)}; expected uint8 (3, height, width)")
         _refuse_empty(picture.shape)
-        return picture
+        return picture.cpu()
     raise InputError(
         f"a picture of type {type(picture).__name__}; expected a path, a Pillow image, an array or a tensor"
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lucidetr.categories import Categories
-from lucidetr.data.annotations import Annotations
+from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.errors import InputError, did_you_mean
 
 NAME = "generated:digits"
@@ -171,19 +171,10 @@ class DigitScenes:
     def annotations(self) -> Annotations:
         """Return the boxes of the whole split; image ids start at 1 as in COCO files."""
         scenes = [self.boxes(index) for index in range(len(self))]
-        counts = [len(labels) for _, labels in scenes]
         boxes = np.concatenate([boxes for boxes, _ in scenes])
         count = len(self)
-        return Annotations(
-            categories=CATEGORIES,
-            folder=Path(self.split),
-            image_ids=np.arange(1, count + 1),
-            file_names=np.array([f"{index + 1:06d}.png" for index in range(count)]),
-            sizes=np.full((count, 2), self.config.size),
-            starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            annotation_ids=np.arange(1, len(boxes) + 1),
-            boxes_xywh=boxes,
-            labels=np.concatenate([labels for _, labels in scenes]),
-            areas=boxes[:, 2] * boxes[:, 3],
-            crowd=np.zeros(len(boxes), dtype=bool),
-        )
+        image = np.repeat(np.arange(count), [len(labels) for _, labels in scenes])
+        names = np.array([f"{index + 1:06d}.png" for index in range(count)])
+        pictures = Pictures(np.arange(1, count + 1), names, np.full((count, 2), self.config.size))
+        objects = Objects.numbered(image, boxes, np.concatenate([labels for _, labels in scenes]).tolist())
+        return gather(CATEGORIES, Path(self.split), pictures, objects, np.ones(len(boxes), dtype=bool))

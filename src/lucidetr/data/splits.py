@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lucidetr.data.annotations import Annotations
@@ -73,22 +74,22 @@ def find_splits(source: Path) -> Found:
 
     def yolo(file: Path) -> Found:
         faults: dict[str, str] = {}
-        splits = {split: _reader(read_yolo, file, files) for split, files in find_yolo(file, faults).items()}
+        splits = {split: partial(read_yolo, file, files) for split, files in find_yolo(file, faults).items()}
         return Found("YOLO", splits | {split: _refusing(said) for split, said in faults.items()})
 
     if yaml := find_yaml(source):
         return yolo(yaml)
     if source.suffix == ".json":
-        return Found("COCO", {"train": _reader(read_coco, source, None)})
+        return Found("COCO", {"train": partial(read_coco, source, None)})
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give --data the folder that holds your images and their boxes")
     coco = find_coco(source)
     if coco:
-        return Found("COCO", {split: _reader(read_coco, path, None) for split, path in coco.items()})
+        return Found("COCO", {split: partial(read_coco, path, None) for split, path in coco.items()})
     voc = find_voc(source)
     if voc:
         every = sorted({path for files in voc.values() for path in files})
-        return Found("VOC", {split: _reader(read_voc, source, files, every) for split, files in voc.items()})
+        return Found("VOC", {split: partial(read_voc, source, files, every) for split, files in voc.items()})
     if names := find_names(source):
         return yolo(names)
     raise nothing_found(source)
@@ -123,7 +124,3 @@ def _refusing(said: str) -> Callable[[BadBoxes], Annotations]:
         raise InputError(said)
 
     return refuse
-
-
-def _reader(read: Callable[..., Annotations], *given: object) -> Callable[[BadBoxes], Annotations]:
-    return lambda bad_boxes: read(*given, bad_boxes)

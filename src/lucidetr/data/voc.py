@@ -10,6 +10,7 @@ from lucidetr.data.annotations import Annotations, Objects, Pictures, gather
 from lucidetr.data.decoding import SUFFIXES, upright_size
 from lucidetr.data.faults import BadBoxes, check_boxes, hidden, inside, is_file, listing, refuse_outside, refuse_twice
 from lucidetr.data.splits import split_of
+from lucidetr.data.yolo import read_lines
 from lucidetr.errors import InputError, unreadable
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", ".")
@@ -64,13 +65,7 @@ def annotation_folders(folder: Path) -> list[Path]:
 
 def _listed(words: Path, known: dict[str, Path]) -> list[Path]:
     """Return the XML files that a list names; an empty list of training pictures is an InputError."""
-    refuse_outside(words, "the file itself", [words], [words.parent])
-    try:
-        lines = [line.strip() for line in words.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise InputError(f"{words}: not a text file") from None
-    except OSError as error:
-        raise InputError(unreadable(words, error)) from None
+    lines = [line.strip() for line in read_lines(words) if line.strip()]
     if not lines and words.stem in ("train", "trainval"):
         raise InputError(f"{words}: no name in it; list the training pictures, or take the file away")
     # a name may have spaces, and a list of one category has a number behind each name

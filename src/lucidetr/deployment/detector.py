@@ -1,13 +1,15 @@
 """The user's object: pictures in, `Detections` out."""
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lucidetr.config import ModelCard
 from lucidetr.data.decoding import as_image
@@ -25,16 +27,23 @@ AHEAD = 4  # pictures decoded before their turn
 
 
 class Detector:
-    """Find objects in pictures with a trained model; `.card` says what it is, `.model` is the network itself.
+    """Find objects in pictures with a trained model; `.card` says what it is, `.model` is a copy of the network.
 
     `.model(images, padding)` returns `Predictions`: of every layer, or of the last alone where the model is an
     exported file. `.quick`, called alike but inside `with detector.autocast():`, predicts the same, faster: it is
-    what this object and `lucidetr eval` run.
+    what this object and `lucidetr eval` run. It was made of `.model` once: to change that later changes no prediction.
     """
 
     def __init__(
-        self, model: nn.Module, card: ModelCard, device: str = "auto", precision: str = "auto", engine: str = "torch"
+        self,
+        model: nn.Module,
+        card: ModelCard,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        engine: str = "torch",
     ):
+        if isinstance(model, DETR):  # what follows would change the caller's: an exported file's has nothing to change
+            model = copy.deepcopy(model)
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.autocast = autocast(self.precision, self.device)
@@ -59,10 +68,13 @@ class Detector:
     def predict_many(self, pictures: Iterable[Any], threshold: float = 0.0) -> Iterator[Detections]:
         """Yield the detections of each picture in turn; each is seen alone, so none depends on its neighbours.
 
-        The next pictures are decoded and resized while one is looked at.
+        The next pictures are decoded and resized while one is looked at; arrays and tensors may be filled anew
+        meanwhile. It ends at a picture that cannot be used, in its turn, with an InputError.
         """
-        for sample in ahead(self.prepare, pictures):
-            yield self.detect([sample])[0].above(threshold)
+        if isinstance(pictures, (str, Path)):
+            raise InputError(f"predict_many takes several pictures, and {pictures} is one path: give a list of paths")
+        for _, prepared in ahead(self.prepare, map(own, pictures)):
+            yield self.detect([prepared.result()])[0].above(threshold)
 
     def prepare(self, picture: Any) -> Sample:
         """Return a picture as the model will see it: decoded and resized."""
@@ -71,32 +83,43 @@ class Detector:
     @torch.no_grad()
     def detect(self, samples: Sequence[Sample]) -> list[Detections]:
         """Return what is in each of some prepared pictures, which are seen side by side in one batch."""
+        if not samples:
+            return []
         batch = make_batch(samples, self.card.images).to(self.device, next(self.model.parameters()).dtype)
         with self.autocast():
             predictions = self.quick(batch.images, batch.padding)
         return postprocess(predictions, batch.sizes, self.card.categories)
 
 
-def ahead(work: Callable[[Any], Sample], items: Iterable[Any], most: int = AHEAD) -> Iterator[Sample]:
-    """Yield the work on each item in turn, done by another thread for up to `most` items that follow.
+def own(picture: Any) -> Any:
+    """Return a picture whose pixels nobody else changes: an array or a tensor is copied, as it may be a buffer."""
+    if isinstance(picture, np.ndarray):
+        return picture.copy()
+    return picture.clone() if isinstance(picture, Tensor) else picture
 
-    An item whose work raises does so in its turn.
+
+def ahead(work: Callable[[Any], Any], items: Iterable[Any], most: int = AHEAD) -> Iterator[tuple[Any, Future[Any]]]:
+    """Yield each item in turn with the work on it, done by another thread for up to `most` items that follow.
+
+    What the work on an item raises, the `result()` of that item does.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
-        waiting: deque[Future[Sample]] = deque()
+        waiting: deque[tuple[Any, Future[Any]]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(work, item))
+                waiting.append((item, pool.submit(work, item)))
                 if len(waiting) > most:
-                    yield waiting.popleft().result()
+                    yield waiting.popleft()
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
 
 
-def load(path: str | Path, device: str = "auto", precision: str = "auto", engine: str = "torch") -> Detector:
+def load(
+    path: str | Path, device: str | torch.device = "auto", precision: str = "auto", engine: str = "torch"
+) -> Detector:
     """Load a detector from a run's folder, a model file, or an exported .onnx, .xml (OpenVINO) or .pt2 file.
 
     `engine` "compile" lets torch.compile make the network faster still, after tens of seconds. Exported files run on
@@ -104,7 +127,7 @@ def load(path: str | Path, device: str = "auto", precision: str = "auto", engine
     """
     path = Path(path)
     if path.suffix in OPENERS:
-        if device not in ("auto", "cpu"):
+        if str(device) not in ("auto", "cpu"):
             raise InputError(
                 f"--device {device}: {path} is an exported model and runs on the cpu; load the run instead"
             )

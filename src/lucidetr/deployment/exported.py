@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import torch
@@ -24,12 +25,16 @@ Compute = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Exported(nn.Module):
     """Predict by an exported file, on the CPU: images and padding in, predictions of one layer out, the last."""
 
-    def __init__(self, compute: Compute, card: ModelCard):
+    def __init__(self, compute: Compute, card: ModelCard, origin: tuple[Path, str] | None = None):
         super().__init__()
-        self.compute = compute
+        self.compute, self.origin = compute, origin
         self.least, self.most = sides(card.model)
         # whoever runs a network asks its parameters for device and number format
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle the file's place and the precision: it is opened anew."""
+        return (_open_again, self.origin) if self.origin else super().__reduce__()
 
     @torch.no_grad()
     def forward(
@@ -84,7 +89,11 @@ def open_exported(path: Path, precision: str = "auto") -> tuple[Exported, ModelC
     if not metadata.get("card"):
         raise InputError(f"{path}: this file carries no lucidetr card; lucidetr export writes files that do")
     card = read_card(path, metadata["card"])
-    return Exported(compute, card), card, precision
+    return Exported(compute, card, (path.absolute(), precision)), card, precision
+
+
+def _open_again(path: Path, precision: str) -> Exported:
+    return open_exported(path, precision)[0]
 
 
 def open_onnx(path: Path, precision: str) -> tuple[Compute, dict[str, str]]:

@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from lucidetr.data.decoding import SUFFIXES, read_image
-from lucidetr.deployment.video import VIDEOS, read_frames
+from lucidetr.data.faults import hidden
+from lucidetr.deployment.video import SQUARE, VIDEOS, read_frames
 from lucidetr.errors import InputError
 
 
@@ -34,7 +35,8 @@ class Source:
 class Frame:
     """Hold a picture, or a frame of a video with its number and time.
 
-    `rate` is that of the frames which are used, a second; `share` says how far into its source the frame lies, 0…1.
+    `rate` is that of the frames which are used, a second; `share` says how far into its source the frame lies, 0…1;
+    `aspect` how many times as wide as high its pixels are shown.
     """
 
     image: UInt8[Tensor, "3 height width"]
@@ -43,13 +45,14 @@ class Frame:
     seconds: float | None = None
     rate: Fraction | None = None
     share: float = 1.0
+    aspect: Fraction = SQUARE
 
 
 def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
     """Return every picture and video among files, folders, patterns and, for `-`, the lines of standard input.
 
     Folders and patterns are in the order of their names; what lies below `out`, where that is inside them, was drawn
-    earlier and does not count. Nothing found is an InputError.
+    earlier and does not count, nor does what programs keep in a folder for themselves. Nothing found is an InputError.
     """
     found: list[tuple[Path, Path]] = []
     for text in inputs:
@@ -82,7 +85,7 @@ def _files(text: str, out: Path, patterns: bool) -> list[tuple[Path, Path]]:
     if path.is_file():
         return [(path, Path(path.name))]
     if path.is_dir():
-        base, files = path, sorted(path.rglob("*"))
+        base, files = path, _below(path)
     elif patterns and glob.has_magic(text):
         base = Path(*_before_pattern(path.parts))
         files = [Path(name) for name in sorted(glob.glob(text, recursive=True))]
@@ -94,6 +97,20 @@ def _files(text: str, out: Path, patterns: bool) -> list[tuple[Path, Path]]:
     if not files:
         raise InputError(f"{text}: no pictures or videos there ({', '.join((*SUFFIXES, *VIDEOS))})")
     return [(file, _downwards(file.relative_to(base))) for file in files]
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return all files below a folder, through links too; no folder counts twice, nor those that programs keep."""
+    found, entered = [], set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in entered:  # by a link, maybe to a folder above
+            inner.clear()
+            continue
+        entered.add(real)
+        inner.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        found += [Path(place, name) for name in names]
+    return sorted(file for file in found if not hidden(file, folder))
 
 
 def _downwards(name: Path) -> Path:

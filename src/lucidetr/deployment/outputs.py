@@ -44,8 +44,9 @@ class Writer(AbstractContextManager):
         """Write down, before it is written, a file or folder below `out` as one that a later run may replace."""
         text = Path(name).as_posix()
         if text not in self.made:
+            if not self.made:
+                self.out.mkdir(parents=True, exist_ok=True)
             self.made.add(text)
-            self.out.mkdir(parents=True, exist_ok=True)
             with open(self.out / MADE, "a", encoding="utf-8") as file:
                 file.write(json.dumps(text) + "\n")
 
@@ -83,7 +84,7 @@ class Drawn(Writer):
             picture.save(place)
             return
         if not self.video:
-            self.video = DrawnVideo(place, picture, frame.rate)
+            self.video = DrawnVideo(place, picture, frame.rate, frame.aspect)
         self.video.add(picture)
 
     def close(self, finished: bool) -> None:
@@ -181,36 +182,43 @@ class Coco(Lines):
 
 
 class Crops(Writer):
-    """Cut every detection out of its picture: crops/NAME/STEM-NUMBER.png, crops/NAME/VIDEO/FRAME-NUMBER.png."""
+    """Cut every detection out of its picture: crops/NAME/STEM-NUMBER.png, crops/NAME/VIDEO/FRAME-NUMBER.png.
+
+    What was cut out is listed in the folder itself, so that a later call takes away that alone.
+    """
 
     name = "crops"
 
     def __init__(self, out: Path, categories: Categories):
         super().__init__(out, categories)
         self.note(self.name)
-        self.folders = [out / self.name / name for name in safe_names(categories.names)]
-        self.earlier: dict[Path, list[Path]] = {}  # what an earlier call cut out, by name without its number
-        for file in (out / self.name).rglob("*-*.png"):
-            stem, _, number = file.stem.rpartition("-")
-            if len(number) >= 3 and number.isdecimal():
-                self.earlier.setdefault(file.with_name(stem), []).append(file)
+        self.out, self.made = out / self.name, made(out / self.name)
+        self.folders = safe_names(categories.names)
+        self.earlier: dict[str, list[str]] = {}  # of each picture and video
+        for name in self.made:
+            _, _, stem = name.rpartition("-")[0].partition("/")
+            video = stem.rpartition("/")[0]
+            self.earlier.setdefault(video if video.endswith(".mp4") else stem, []).append(name)
 
     def add(self, frame: Frame, found: Detections) -> None:
-        """Cut out what was found, in the place of what was found there before.
+        """Cut out what was found, in the place of what was found in the picture or video before.
 
         A box outside the picture gives nothing, and its number is left out.
         """
         _, height, width = frame.image.shape
         place = frame.source.place
         stem = place.with_suffix("") if frame.number is None else place / f"{frame.number:06}"
-        for folder in self.folders:
-            for file in self.earlier.pop(folder / stem, []):
-                file.unlink()
+        for name in self.earlier.pop((stem if frame.number is None else place).as_posix(), []):
+            (self.out / name).unlink(missing_ok=True)
         corners = zip(found.labels.tolist(), found.boxes_xyxy.round().long().tolist(), strict=True)
         for number, (label, (left, top, right, bottom)) in enumerate(corners):
             part = frame.image[:, max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
             if part.numel():
-                file = self.folders[label] / f"{stem}-{number:03}.png"
+                name = f"{self.folders[label]}/{stem.as_posix()}-{number:03}.png"
+                file = self.out / name
+                if name not in self.made and file.exists():
+                    raise not_ours(file)
+                self.note(name)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(part.permute(1, 2, 0).numpy()).save(file)
 
@@ -237,9 +245,12 @@ def check_places(kinds: Sequence[str], out: Path, sources: Sequence[Source]) -> 
         if place.resolve() in files:
             raise InputError(f"{place}: drawing would overwrite the picture itself; choose another --out")
         if name.as_posix() not in own and place.exists():
-            raise InputError(
-                f"{place}: is there, and no earlier predict wrote it; move it away or choose another --out"
-            )
+            raise not_ours(place)
+
+
+def not_ours(place: Path) -> InputError:
+    """Return what to say of a file or folder that would be written over."""
+    return InputError(f"{place}: is there, and no earlier predict wrote it; move it away or choose another --out")
 
 
 def _rows(found: Detections) -> zip:

@@ -1,19 +1,18 @@
 """Predictions on pictures and videos: read, looked at, written, one frame after the other."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from lucidetr.deployment.detector import Detector
+from lucidetr.deployment.detector import AHEAD, Detector, ahead
 from lucidetr.deployment.inputs import Frame, Source, frames
 from lucidetr.deployment.outputs import WRITERS, check_places
 from lucidetr.deployment.tiles import Tiling, predict_in_tiles
+from lucidetr.errors import InputError
 from lucidetr.structures import Detections
 
 
@@ -42,14 +41,14 @@ def predict_files(
     """Write what is found in all sources to `out`, in each of the `kinds` of outputs (`WRITERS`).
 
     `least` is the least score that counts, for each label. Of videos each `every`-th frame is looked at. What cannot
-    be read is named in the result and does not stop the others.
+    be read, or is of a size that the model does not take, is named in the result and does not stop the others.
     """
     check_places(kinds, out, sources)
     done = Done()
     order = {source: i for i, source in enumerate(sources)}
     with ExitStack() as stack:
         writers = [stack.enter_context(WRITERS[kind](out, detector.card.categories)) for kind in kinds]
-        for frame, found in find(detector, frames(sources, every, done.refused), least, tiling):
+        for frame, found in find(detector, frames(sources, every, done.refused), least, done.refused, tiling):
             for writer in writers:
                 writer.add(frame, found)
             done.pictures += frame.number is None
@@ -61,19 +60,26 @@ def predict_files(
 
 
 def find(
-    detector: Detector, some: Iterable[Frame], least: Float[Tensor, " category"], tiling: Tiling | None = None
+    detector: Detector,
+    some: Iterable[Frame],
+    least: Float[Tensor, " category"],
+    refused: list[str],
+    tiling: Tiling | None = None,
 ) -> Iterator[tuple[Frame, Detections]]:
-    """Yield each frame with what was found in it; few are in memory at a time."""
-    if tiling:
-        for frame in some:
-            yield frame, predict_in_tiles(detector, frame.image, tiling, least)
-        return
-    waiting: deque[Frame] = deque()  # the detector takes the next ones before it answers
+    """Yield each frame with what was found in it, few in memory at a time; `refused` gets those that cannot be taken.
 
-    def images() -> Iterator[Any]:
-        for frame in some:
-            waiting.append(frame)
-            yield frame.image
-
-    for found in detector.predict_many(images(), float(least.min())):
-        yield waiting.popleft(), found.above(least)
+    Pictures that are cut into tiles are large, and none is read ahead.
+    """
+    work = (lambda frame: None) if tiling else (lambda frame: detector.prepare(frame.image))
+    for frame, prepared in ahead(work, some, 0 if tiling else AHEAD):
+        try:
+            if tiling:
+                found = predict_in_tiles(detector, frame.image, tiling, least)
+            else:
+                found = detector.detect([prepared.result()])[0].above(least)
+        except InputError as error:
+            said = f"{frame.source.file}: {error}"
+            if said not in refused[-1:]:  # as for every frame of a video
+                refused.append(said)
+            continue
+        yield frame, found

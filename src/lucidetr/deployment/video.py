@@ -17,19 +17,21 @@ from lucidetr.errors import InputError
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".flv", ".3gp")
 USUAL_RATE = Fraction(25)  # where a file says nothing
+SQUARE = Fraction(1)  # pixels as wide as they are high
 LARGEST_DENOMINATOR = 1001  # that of 29.97 frames a second, 30000/1001
 MICROSECONDS = 1e6  # FFmpeg's unit of a file's duration
 QUALITY = {"crf": "20", "preset": "veryfast"}
 
 
 class VideoFrame(NamedTuple):
-    """Hold a frame upright, its number and its time; `rate` and `share` as in `Frame`."""
+    """Hold a frame upright, its number and its time; `rate`, `share` and `aspect` as in `Frame`."""
 
     image: UInt8[Tensor, "3 height width"]
     number: int
     seconds: float
     rate: Fraction
     share: float
+    aspect: Fraction
 
 
 def read_frames(file: Path, every: int = 1) -> Iterator[VideoFrame]:
@@ -52,7 +54,8 @@ def read_frames(file: Path, every: int = 1) -> Iterator[VideoFrame]:
                     raise InputError(f"{file}: frames of {last.width} × {last.height} pixels; make it smaller")
                 if number % every == 0:
                     seconds = float(number / rate) if last.time is None else last.time
-                    yield VideoFrame(_upright(last), number, seconds, rate / every, min((number + 1) / total, 1.0))
+                    share = min((number + 1) / total, 1.0)
+                    yield VideoFrame(_upright(last), number, seconds, rate / every, share, _aspect(stream, last))
             _check_end(file, container, last, number + 1)
     except av.FFmpegError as error:
         reason = error.strerror or type(error).__name__
@@ -67,7 +70,7 @@ class DrawnVideo:
     odd one gets its last row or column once more.
     """
 
-    def __init__(self, path: Path, picture: Image.Image, rate: Fraction):
+    def __init__(self, path: Path, picture: Image.Image, rate: Fraction, aspect: Fraction = SQUARE):
         av = _av(path)
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +80,7 @@ class DrawnVideo:
         self.stream = self.container.add_stream(codec, rate=rate, options=QUALITY if codec == "libx264" else {})
         self.stream.width, self.stream.height = (side + side % 2 for side in picture.size)
         self.stream.pix_fmt = "yuv420p"
+        self.stream.codec_context.sample_aspect_ratio = aspect
 
     def add(self, picture: Image.Image) -> None:
         """Append a picture; should its size differ from that of the first, it is scaled."""
@@ -112,6 +116,12 @@ def _upright(frame: Any) -> UInt8[Tensor, "3 height width"]:
     return as_image(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 
+def _aspect(stream: Any, frame: Any) -> Fraction:
+    """Return how many times as wide as high a frame's pixels are to be shown, once it stands upright."""
+    aspect = stream.sample_aspect_ratio or SQUARE
+    return 1 / aspect if round(frame.rotation / 90) % 2 else aspect
+
+
 def _rate(stream: Any) -> Fraction:
     """Return how many frames a second has on average, as a fraction that encoders take."""
     rate = stream.average_rate or stream.guessed_rate or USUAL_RATE
@@ -130,7 +140,7 @@ def _check_end(file: Path, container: Any, last: Any, count: int) -> None:
     if len(container.streams) > 1 or not container.duration or last.time is None:
         return
     start, duration = (each / MICROSECONDS for each in (container.start_time or 0, container.duration))
-    seen = last.time - start
+    seen = last.time + float((last.duration or 0) * last.time_base) - start  # the last frame may be shown for long
     if duration - seen > max(1.0, duration / 10):
         raise InputError(
             f"{file}: breaks off after {count} frames, at {seen:.1f} of the {duration:.1f} s that it tells"

@@ -21,11 +21,6 @@ from lucidetr.structures import Detections
 Batches = list[list[Detections]]
 
 
-def as_they_are(batches: Batches) -> Batches:
-    """Return the batches of one that is alone: there are no others."""
-    return batches
-
-
 @torch.no_grad()
 def detect(
     model: nn.Module,
@@ -37,7 +32,7 @@ def detect(
     precision: Callable[[], AbstractContextManager] = nullcontext,
     progress: Callable[[int], None] = lambda done: None,
     share: tuple[int, int] = WHOLE,
-    gather: Callable[[Batches], Batches] = as_they_are,
+    gather: Callable[[Batches], Batches] = lambda batches: batches,
 ) -> list[Detections]:
     """Return the detections of every image of a split; the model's training mode is left as it was.
 

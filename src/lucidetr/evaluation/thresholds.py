@@ -120,7 +120,10 @@ def split_names(text: str) -> list[str]:
     >>> split_names('cat, "car, red", dog')
     ['cat', 'car, red', 'dog']
     """
-    return [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
+    try:
+        return [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
+    except csv.Error as error:  # a line break, or very long
+        raise InputError(f"{text[:50]!r} cannot be split at its commas ({error}); give names on one line") from None
 
 
 def _number(word: str, text: str) -> float:

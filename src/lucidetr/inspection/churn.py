@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lucidetr.config import ModelConfig
-from lucidetr.inspection.course import row_names
 from lucidetr.inspection.material import Material
 from lucidetr.inspection.page import Figure, chart
+from lucidetr.training.run_log import row_names
 
 CHURNING = 0.5  # share of objects that change their query, at the end of a run
 TITLES = {

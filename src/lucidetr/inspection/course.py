@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure as Chart
 
-from lucidetr.config import ModelConfig, TrainConfig
+from lucidetr.config import TrainConfig
 from lucidetr.inspection.curves import (
     TERMS,
     Line,
@@ -20,27 +20,11 @@ from lucidetr.inspection.curves import (
 from lucidetr.inspection.material import Material
 from lucidetr.inspection.page import Figure, Section, chart
 from lucidetr.training.guards import NOTHING_FOUND, loss_course
+from lucidetr.training.run_log import row_names
 
 ABOVE_CLIP = 1e4  # a gradient norm so many times the clip, throughout, is no longer a matter of taste
 FALLEN = 0.02  # of AP
 LAYER_COLOURS = ("tab:gray", "tab:blue", "tab:green", "tab:orange", "tab:red", "tab:purple", "tab:brown", "tab:pink")
-
-
-def row_names(config: ModelConfig) -> list[str]:
-    """Return what each row of Predictions is in training: proposals, then the layers; hints and groups side by side.
-
-    >>> from lucidetr.recipes import recipe
-    >>> row_names(recipe("lucid-xs").model)
-    ['proposals', 'layer 1', 'layer 2']
-    >>> row_names(ModelConfig(decoder_layers=2, query_groups=2))
-    ['layer 1', 'layer 1 group 2', 'layer 2', 'layer 2 group 2']
-    """
-    groups = ["", *(f" group {group + 1}" for group in range(1, config.query_groups))]
-    proposals = [f"proposals{group}" for group in groups] if config.selects else []
-    beside = [" hints"] if config.denoising else []
-    return proposals + [
-        f"layer {layer + 1}{each}" for layer in range(config.decoder_layers) for each in beside + groups
-    ]
 
 
 def loss_warnings(training: Sequence[Line]) -> tuple[str, ...]:

@@ -20,9 +20,7 @@ from lucidetr.studies.experiment import (
     Plan,
     Result,
     aps,
-    chosen,
     gains,
-    read_results,
     run_grid,
     run_one,
     spread,
@@ -69,11 +67,10 @@ ROWS = (
 
 def study(folder: Path, plan: Plan) -> Path:
     """Train, draw and write the page."""
-    file = folder / "ablations.jsonl"
-    run_grid(file, contenders(), plan, run_one)
-    results = read_results(file)
-    trained = {name: chosen(results, (kind, name, config), plan) for kind, name, config in contenders()}
-    bars = save(folder / "ablations.png", (8, 5), lambda f: draw_bars(f.subplots(), all_aps(trained), "AP"))
+    grid = run_grid(folder / "ablations.jsonl", contenders(), plan, run_one)
+    trained = {name: runs for (_, name), runs in grid.items()}
+    values = {name: aps(runs) for name, runs in trained.items()}
+    bars = save(folder / "ablations.png", (8, 5), lambda f: draw_bars(f.subplots(), values, "AP"))
     page = Page(
         title="The paper's ablations in small",
         question=__doc__ or "",
@@ -88,11 +85,6 @@ def contenders() -> Iterator[Contender]:
     """Yield the base with each change."""
     for row in ROWS:
         yield BASE.recipe, row.name, with_fields(BASE, row.changes)
-
-
-def all_aps(trained: dict[str, list[Result]]) -> dict[str, list[float]]:
-    """Return the AP of every run of each row."""
-    return {name: aps(runs) for name, runs in trained.items()}
 
 
 def table(trained: dict[str, list[Result]]) -> str:

@@ -96,15 +96,13 @@ class Result:
     series: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-def nothing(run: Path) -> Extra:
-    """Read nothing besides what every result has."""
-    return {}, {}
-
-
 def run_grid(
     file: Path, contenders: Iterable[Contender], plan: Plan, run: Callable[[str, str, TrainConfig], Result]
-) -> None:
-    """Train what is not yet in the file, seed by seed; of several processes each takes its part."""
+) -> dict[tuple[str, str], list[Result]]:
+    """Train what is not yet in the file, seed by seed, and return the runs of each (kind, name).
+
+    Of several processes each takes its part; those of the others that are done are returned as well.
+    """
     number, parts = plan.part
     grid = list(contenders)
     wanted = [(seed, contender) for seed in range(plan.seeds) for contender in grid]
@@ -115,6 +113,8 @@ def run_grid(
         result = run(kind, name, config)
         append(file, result)
         print(f"{kind} {name}, seed {seed}: AP {result.ap:.3f} at {result.images_per_second:.0f} images/s")
+    results = read_results(file)
+    return {(kind, name): chosen(results, (kind, name, config), plan) for kind, name, config in grid}
 
 
 def fingerprint(config: TrainConfig) -> str:
@@ -151,7 +151,7 @@ def run_one(
     kind: str,
     name: str,
     config: TrainConfig,
-    read: Callable[[Path], Extra] = nothing,
+    read: Callable[[Path], Extra] = lambda run: ({}, {}),
     engine: Engine | None = None,
 ) -> Result:
     """Train once in a folder that is thrown away, and return what was measured; `read` reads more off the folder.

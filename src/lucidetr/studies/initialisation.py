@@ -6,6 +6,7 @@ time; it starts by the last scheme since this study has shown what that is worth
 weights its AP is 0 after minutes whatever the scheme, which says nothing.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,9 @@ from lucidetr.studies.experiment import (
     Plan,
     Result,
     aps,
-    chosen,
     gains,
     in_words,
     numbers,
-    read_results,
     run_grid,
     run_one,
     spread,
@@ -52,10 +51,8 @@ LOOK_BATCH = 8  # pictures of the look before training
 
 def study(folder: Path, plan: Plan) -> Path:
     """Look, train, draw and write the page."""
-    file = folder / "initialisation.jsonl"
-    run_grid(file, contenders(), plan, run_one)
-    results = read_results(file)
-    trained = {name: chosen(results, (kind, name, config), plan) for kind, name, config in contenders()}
+    grid = run_grid(folder / "initialisation.jsonl", contenders(), plan, run_one)
+    trained = {name: runs for (_, name), runs in grid.items()}
     bases = [BASE] if plan.quick else [BASE, DETR_XS]
     outsets = {base.recipe: outsets_of(base, plan) for base in bases}
     figures = [
@@ -131,8 +128,6 @@ def sentences(outsets: dict[str, dict[str, Outset]], trained: dict[str, list[Res
 
 def flow_of(outset: Outset) -> float:
     """Return over how many powers of ten the layers' gradients spread."""
-    import math
-
     there = [value for value in outset.gradients.values() if value > 0]
     return math.log10(max(there) / min(there)) if there else 0.0
 

@@ -21,7 +21,6 @@ from lucidetr.studies.experiment import (
     Result,
     aps,
     at_side,
-    chosen,
     fingerprint,
     gains,
     read_results,
@@ -40,10 +39,8 @@ LEARNED = 0.01  # an AP above it is not chance
 
 def study(folder: Path, plan: Plan) -> Path:
     """Run the study, draw and write the page."""
-    file = folder / "ladder.jsonl"
-    run_grid(file, contenders(), plan, run_one)
-    results = read_results(file)
-    trained = [r for c in contenders() for r in chosen(results, c, plan)]
+    grid = run_grid(folder / "ladder.jsonl", contenders(), plan, run_one)
+    trained = [r for runs in grid.values() for r in runs]
     bars = save(folder / "ladder.png", (12, 5.5), lambda f: draw_ladder(f, trained))
     page = Page(
         title="The ladder",
@@ -98,7 +95,8 @@ def ladder_table(results: list[Result], bare: bool = True) -> str:
         side = next((r.side for r in [*own, *results]), 0)
         lines = [f"| {title} | change | parameters | GFLOPs | images/s | AP |", "|---|---|---|---|---|---|"]
         if kind != "rung":
-            base = of_rung(own, "rung", LADDER[-1])
+            seeds = {r.seed for r in own if r.kind == kind}
+            base = [r for r in of_rung(own, "rung", LADDER[-1]) if r.seed in seeds or not seeds]
             lines.append(described("–", f"{LUCID_XS.recipe} itself", squares(LUCID_XS, side), base))
         lines += [
             described(rung.name, rung.says, squares(config, side), of_rung(own, kind, rung)) for rung, config in rows

@@ -1,6 +1,8 @@
 """What a study leaves behind: a Markdown page with figures beside it, and how these are drawn."""
 
+import math
 import shlex
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +115,6 @@ def draw_bars(axes: Any, values: Mapping[str, Sequence[float]], label: str) -> N
 
     Rows without values stay empty.
     """
-    import statistics
-
     names = list(values)
     for place, each in enumerate(values.values()):
         if each:
@@ -130,8 +130,6 @@ def draw_depth(axes: Any, rows: Mapping[str, Mapping[str, float]], title: str, l
     `rows` maps a line's label to {name of a part: value}; all lines have the same parts. Where a part of another
     first name begins (backbone, encoder, …), its name stands under the axis.
     """
-    import math
-
     names: list[str] = list(next(iter(rows.values()), {}))
     for label, values in rows.items():
         shown = [value if value > 0 or not log else math.nan for value in values.values()]

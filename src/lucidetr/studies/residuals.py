@@ -6,6 +6,7 @@ post-norm. The end-norm block norms an encoder layer once at its end, and shares
 attentions.
 """
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,11 +21,9 @@ from lucidetr.studies.experiment import (
     Plan,
     Result,
     aps,
-    chosen,
     gains,
     in_words,
     numbers,
-    read_results,
     run_grid,
     run_one,
     spread,
@@ -51,9 +50,7 @@ PLACES = {"backbone": "the backbone's last kernels", "queries": "the queries' fi
 def study(folder: Path, plan: Plan) -> Path:
     """Train, draw and write the page."""
     file = folder / "residuals.jsonl"
-    run_grid(file, contenders(), plan, lambda kind, name, config: run_one(kind, name, config, read_gradients))
-    results = read_results(file)
-    trained = {(kind, name): chosen(results, (kind, name, config), plan) for kind, name, config in contenders()}
+    trained = run_grid(file, contenders(), plan, lambda kind, name, config: run_one(kind, name, config, read_gradients))
     gradients = save(folder / "residuals-gradients.png", (11, 7), lambda f: draw_gradients(f, trained))
     outcome = save(folder / "residuals-outcome.png", (9, 3), lambda f: draw_outcome(f, trained))
     page = Page(
@@ -149,8 +146,6 @@ def times(runs: list[Result], base: list[Result], name: str) -> float | None:
 
 def draw_gradients(figure: Any, trained: Trained) -> None:
     """Draw the gradient at both places over the run, a row for each base, a line for each block."""
-    import math
-
     rows = figure.subplots(len(BASES), len(PLACES), squeeze=False)
     for row, base in zip(rows, BASES, strict=True):
         for axes, (place, where) in zip(row, PLACES.items(), strict=True):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from lucidetr.errors import InputError
 from lucidetr.models.detr import DETR
 from lucidetr.recipes import DETR_XS, from_scratch, recipe
 from lucidetr.studies.engines import choose_engine, listening
-from lucidetr.studies.experiment import Contender, Extra, Plan, Result, chosen, read_results, run_grid, run_one
+from lucidetr.studies.experiment import Contender, Extra, Plan, Result, run_grid, run_one
 from lucidetr.studies.outset import is_matrix, of_each_look
 from lucidetr.studies.page import Page, beginnings, markdown_table, save, write_page
 from lucidetr.training.statistics import read_statistics
@@ -37,16 +38,13 @@ def study(folder: Path, plan: Plan) -> Path:
     """Train, draw and write the page."""
     if plan.seeds > 1:
         raise InputError(f"--seeds {plan.seeds}: start shows one run of each model: leave --seeds out")
-    file = folder / "start.jsonl"
     plan = replace(plan, looks=plan.steps)
-    run_grid(file, contenders(plan), plan, run_heard)
-    results = read_results(file)
+    trained = run_grid(folder / "start.jsonl", contenders(plan), plan, run_heard)
     figures, rows, answer, used = [], [], [], []
-    for contender in contenders(plan):
-        _, name, config = contender
+    for kind, name, config in contenders(plan):
         histograms = starting_weights(config)
         rows += [[name, *row] for row in start_rows(histograms)]
-        if not (runs := chosen(results, contender, plan)):
+        if not (runs := trained[kind, name]):
             continue
         used += runs[:1]
         picture = save(
@@ -195,8 +193,6 @@ def draw_schemes(axes: Any, histograms: dict[str, Bars], title: str) -> None:
 
 def draw_gradients(figure: Any, axes: Any, series: dict[str, tuple[float, ...]]) -> None:
     """Draw the gradient's deviation of every matrix over the batches, a row for each, input at the top."""
-    import numpy as np
-
     names = [name for name in series if name.startswith("gradient ")]
     if not names:  # the run came apart in its first step: nothing was written down
         return

@@ -21,11 +21,9 @@ from lucidetr.studies.experiment import (
     Plan,
     Result,
     aps,
-    chosen,
     gains,
     in_words,
     numbers,
-    read_results,
     run_grid,
     run_one,
     spread,
@@ -50,11 +48,7 @@ LITE0 = replace(
 
 def study(folder: Path, plan: Plan) -> Path:
     """Train, draw and write the page."""
-    file = folder / "three-ways.jsonl"
-    grid = list(contenders(plan))
-    run_grid(file, grid, plan, run_one)
-    results = read_results(file)
-    trained = {(kind, name): chosen(results, (kind, name, config), plan) for kind, name, config in grid}
+    trained = run_grid(folder / "three-ways.jsonl", contenders(plan), plan, run_one)
     names = list(ways(plan))
     figures, tables = [], []
     for kind, budget in budgets(plan).items():
@@ -146,17 +140,13 @@ def sentences(kind: str, trained: dict[tuple[str, str], list[Result]], plan: Pla
             f"Equal {kind}: the fast engine sees {ratio:.1f} times as many images a second as the reference; "
             f"fast against reference: {in_words(gains(fast, slow))}."
         )
-    yield f"Equal {kind}: from ImageNet against random weights: {in_words(gains(*pair(kind, trained, TUNED, RANDOM)))}."
+    compared = [("from ImageNet", TUNED, RANDOM)]
     if plan.weights:
         tuned, random = list(ways(plan))[-2:]
-        yield f"Equal {kind}: {tuned} against random weights: {in_words(gains(*pair(kind, trained, tuned, random)))}."
-
-
-def pair(
-    kind: str, trained: dict[tuple[str, str], list[Result]], one: str, other: str
-) -> tuple[list[Result], list[Result]]:
-    """Return the runs of two ways under one budget."""
-    return trained[kind, one], trained[kind, other]
+        compared.append((tuned, tuned, random))
+    for says, one, other in compared:
+        gain = in_words(gains(trained[kind, one], trained[kind, other]))
+        yield f"Equal {kind}: {says} against random weights: {gain}."
 
 
 def mean_speed(runs: list[Result]) -> float:

@@ -32,6 +32,7 @@ KEPT = 2  # training checkpoints
 BEFORE = "-owed"  # ends the name of one whose step is yet to be evaluated
 TRANSIENT = (errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)  # a network drive may do better a moment later
 PAUSE = 1.0  # seconds
+CONVERT = "turn other weights into a model by lucidetr convert"
 UNSEALED = "0" * 64  # where a model's SHA-256 will stand
 
 
@@ -142,13 +143,12 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     if path.is_dir():
         found = [path / name for name in MODEL_FILES if (path / name).is_file()]
         if not found:
-            raise InputError(f"{path}: no best.safetensors or last.safetensors in it; has this run been trained?")
+            fix = CONVERT if (path / "model.safetensors").is_file() else "has this run been trained?"
+            raise InputError(f"{path}: no best.safetensors or last.safetensors in it; {fix}")
         path = found[0]
     tensors, metadata = load_tensors(path)
     if "card" not in metadata:
-        raise InputError(
-            f"{path}: these weights carry no lucidetr card; turn other weights into a model by lucidetr convert"
-        )
+        raise InputError(f"{path}: these weights carry no lucidetr card; {CONVERT}")
     return tensors, read_card(path, metadata["card"])
 
 
@@ -190,7 +190,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); get the file anew") from None
+        fix = "get the file anew" if path.suffix == ".safetensors" else CONVERT
+        raise InputError(f"{path}: not a readable safetensors file ({error}); {fix}") from None
 
 
 def save_training(

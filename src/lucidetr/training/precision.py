@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 
@@ -10,14 +11,14 @@ from lucidetr.errors import InputError, did_you_mean
 PRECISIONS = ("auto", "bf16", "fp32", "fp64")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """Return the device of that name; auto takes CUDA, then Apple's MPS, then the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(
             f"--device {name} cannot be used here: {str(error).splitlines()[0]}; try auto or cpu"
         ) from None
@@ -47,5 +48,5 @@ def choose_precision(name: str, device: torch.device) -> str:
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
     """Return what to open around a forward pass."""
     if precision == "bf16":
-        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+        return partial(torch.autocast, device.type, dtype=torch.bfloat16)  # no lambda: a Detector can be pickled
     return nullcontext

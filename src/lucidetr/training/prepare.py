@@ -44,6 +44,7 @@ from lucidetr.training.run_log import (
     describe_run,
     last_start,
     prepare_folder,
+    row_names,
 )
 from lucidetr.training.start import load_start, settle
 from lucidetr.training.state import put_back
@@ -145,7 +146,7 @@ class Prepared:
         if first:
             data = describe_data(self.train_set, self.val_set)
             description = describe_run(config, self.device, self.precision, self.ranks.size) | {"data": data}
-            self.log = RunLog(self.folder, self.asked, description, clock.step, self.owes)
+            self.log = RunLog(self.folder, self.asked, row_names(config.model), description, clock.step, self.owes)
             forget_after(self.folder, clock.step)
         looks = config.statistics if first else 0
         self.recorder = Recorder(self.folder, config.model, looks, clock.due(looks))

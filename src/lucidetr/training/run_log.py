@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lucidetr.config import TrainConfig
+from lucidetr.config import ModelConfig, TrainConfig
 from lucidetr.conversion.read import read_json
 from lucidetr.data.annotations import Annotations
 from lucidetr.data.dataset import Dataset
@@ -209,10 +209,18 @@ class RunLog:
     The event file is for the eye alone: where it cannot be written, the run says so once and goes on without it.
     """
 
-    def __init__(self, folder: Path, asked: TrainConfig, description: dict[str, Any], step: int, owes: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        asked: TrainConfig,
+        rows: Sequence[str],
+        description: dict[str, Any],
+        step: int,
+        owes: bool = False,
+    ):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = folder / "metrics.jsonl"
+        self.path, self.rows = folder / "metrics.jsonl", rows
         starts = read_json(folder / "run.json", list) if (folder / "run.json").is_file() else []
         write_atomically(folder / "run.json", json.dumps([*starts, description], indent=2).encode())
         write_atomically(folder / "config.json", json.dumps(to_dict(asked), indent=2).encode())
@@ -220,16 +228,10 @@ class RunLog:
         self.board: SummaryWriter | None = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append one line; numbers go to TensorBoard too, lists by their index."""
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step} | values) + "\n")
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); free some space, then --resume"
-            ) from None
+        """Append one line; numbers go to TensorBoard too, lists by their rows."""
+        append_line(self.path, {"step": step} | values)
         with self.board_may_fail():
-            for name, number in flat(values):
+            for name, number in flat(values, self.rows):
                 if self.board:
                     self.board.add_scalar(name, number, step)
 
@@ -255,17 +257,34 @@ class RunLog:
                 self.board.close()
 
 
-def flat(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield all numbers by name, those of a list by their layer.
+def row_names(config: ModelConfig) -> list[str]:
+    """Return what each row of Predictions is in training: proposals, then the layers; hints and groups side by side.
 
-    >>> list(flat({"loss": 3.0, "giou": [0.2, 0.1], "stall": "nothing is learned"}))
-    [('loss', 3.0), ('giou/layer_1', 0.2), ('giou/layer_2', 0.1)]
+    >>> from lucidetr.recipes import recipe
+    >>> row_names(recipe("lucid-xs").model)
+    ['proposals', 'layer 1', 'layer 2']
+    >>> row_names(ModelConfig(decoder_layers=2, query_groups=2))
+    ['layer 1', 'layer 1 group 2', 'layer 2', 'layer 2 group 2']
+    """
+    groups = ["", *(f" group {group + 1}" for group in range(1, config.query_groups))]
+    proposals = [f"proposals{group}" for group in groups] if config.selects else []
+    beside = [" hints"] if config.denoising else []
+    return proposals + [
+        f"layer {layer + 1}{each}" for layer in range(config.decoder_layers) for each in beside + groups
+    ]
+
+
+def flat(values: dict[str, Any], rows: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Yield all numbers by name, those of a list by the row of the predictions that each is of.
+
+    >>> list(flat({"loss": 3.0, "giou": [0.2, 0.1], "stall": "nothing is learned"}, ["proposals", "layer 1"]))
+    [('loss', 3.0), ('giou/proposals', 0.2), ('giou/layer_1', 0.1)]
     """
     for name, value in values.items():
         if isinstance(value, (int, float)):
             yield name, value
         elif isinstance(value, list):
-            yield from ((f"{name}/layer_{layer}", each) for layer, each in enumerate(value, start=1))
+            yield from ((f"{name}/{row.replace(' ', '_')}", each) for row, each in zip(rows, value, strict=True))
 
 
 class NoLog:
@@ -295,6 +314,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return [line for line in map(_line, whole) if line is not None]
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Append a line to a file of a run; a full disk is an InputError."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space, then --resume") from None
 
 
 def _line(text: str) -> dict[str, Any] | None:

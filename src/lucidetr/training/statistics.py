@@ -6,7 +6,6 @@ parameter that learns what `describe` returns, and "update": the length of its s
 rows of their own.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 
 from lucidetr.boxes import cxcywh_to_xyxy, iou
 from lucidetr.config import ModelConfig
-from lucidetr.errors import InputError
 from lucidetr.models.postprocess import class_scores
 from lucidetr.structures import Assignment, Batch, Predictions
-from lucidetr.training.run_log import drop_lines_after, read_lines
+from lucidetr.training.run_log import append_line, drop_lines_after, read_lines
 
 FILE = "statistics.jsonl"
 BINS = 32
@@ -110,13 +108,7 @@ class Recorder:
         duplicates = [_rounded(number / self.objects) if self.objects else None for number in further]
         queries = {"churn": self.sights.churn(), "used": self.sights.used(), "duplicates": duplicates}
         line = {"step": step, "seconds": _rounded(seconds), "tensors": self.tensors, "queries": queries}
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); free some space, then --resume"
-            ) from None
+        append_line(self.path, line)
         self.looking, self.tensors, self.duplicates = False, {}, []
 
 
