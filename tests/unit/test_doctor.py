@@ -97,6 +97,10 @@ def save_as(mode: str, height: int = 64, width: int = 80, **options):
     return save
 
 
+def bright(path: Path) -> None:
+    Image.fromarray(np.asarray(noise(7, 64, 80).convert("L")).astype("uint16") * 257).save(path)
+
+
 def turned(path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
@@ -211,7 +215,7 @@ COCO = {
     "image-huge": (picture(bomb), r"3\.png: more than 100,000,000 pixels"),
     "size-differs": (changed("images", 3, width=81), r"stated as 81 × 64 but .*3\.png is 80 × 64"),
     "size-turned": (picture(turned), r"stated as 80 × 64, its pixels before the EXIF note .* 64 × 80"),
-    "mode-16-bit": (picture(save_as("I;16")), r"3\.png: 16-bit grey"),
+    "mode-16-bit": (picture(bright), r"3\.png: 16-bit grey, read as brightness / 257"),
     "mode-16-bit-dark": (picture(save_as("I;16")), r"3\.png: 16-bit grey whose brightest pixel is \d+, read as "),
     "mode-32-bit": (picture(save_as("F")), r"3\.png: 32-bit pixels \(F\)"),
     "mode-cmyk": (picture(save_as("CMYK")), r"3\.png: CMYK"),

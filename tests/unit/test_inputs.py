@@ -1,5 +1,6 @@
 """Folders as they are on disks: with links, with loops, with what programs put there for themselves."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,29 @@ def test_what_programs_keep_for_themselves_does_not_count(folder, name):
     assert len(found(f"in/{name}")) == 1  # named itself
     if not name.endswith("._a.png"):
         assert len(found(f"in/{Path(name).parent}")) == 1
+
+
+def test_a_name_that_begins_like_such_a_folder_is_a_picture_and_patterns_pass_over_folders_of_programs(folder):
+    touch(folder / "@b.png")
+    touch(folder / "@eaDir" / "thumb.png")
+    assert found("in") == found("in/**/*.png") == ["in/@b.png", "in/a.png"]
+
+
+def test_folders_of_programs_are_not_even_entered(folder, tmp_path, monkeypatch):
+    entered = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda place: entered.append(str(place)) or scandir(place))
+    (folder / ".wine").mkdir()
+    (folder / ".wine" / "z:").symlink_to(tmp_path)
+    assert found("in") == ["in/a.png"]
+    assert entered
+    assert not any(".wine" in place for place in entered)
+
+
+def test_what_was_drawn_earlier_does_not_count_through_a_link_either(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / "data" / "a.png")
+    touch(tmp_path / "data" / "out" / "a.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "pics").symlink_to(tmp_path / "data")
+    assert [str(source.file) for source in find_sources(["in"], Path("data/out"))] == ["in/pics/a.png"]

@@ -9,7 +9,7 @@ import torch
 
 from lucidetr.categories import Categories
 from lucidetr.deployment.inputs import Frame, Source
-from lucidetr.deployment.outputs import MADE, Crops
+from lucidetr.deployment.outputs import MADE, Crops, check_places
 from lucidetr.errors import InputError
 from lucidetr.structures import Detections
 
@@ -44,6 +44,35 @@ def test_the_user_s_own_file_of_the_same_name_is_not_written_over(tmp_path):
     with pytest.raises(InputError, match=r"photo-000\.png: is there, and no earlier predict wrote it"):
         cut(tmp_path, None)
     assert mine.read_bytes() == b"mine"
+
+
+def test_a_file_that_the_user_put_where_an_earlier_crop_was_stays(tmp_path):
+    many = Detections(FOUND.boxes_xyxy.repeat(3, 1), FOUND.scores.repeat(3), FOUND.labels.repeat(3), CATEGORIES)
+    assert len(cut(tmp_path, None, found=many)) == 3
+    assert cut(tmp_path, None) == ["cat/photo-000.png"]
+    mine = tmp_path / "crops" / "cat" / "photo-002.png"
+    mine.write_bytes(b"mine")
+    assert cut(tmp_path, None) == ["cat/photo-000.png", "cat/photo-002.png"]
+    assert mine.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("line", ['"cat/../../../photo-000.png"', '"/photo-000.png"', "1", "[1]"])
+def test_a_list_that_leads_elsewhere_is_refused_and_nothing_is_deleted(tmp_path, line):
+    out = tmp_path / "out"
+    cut(out, None)
+    kept = tmp_path / "photo-000.png"
+    kept.write_bytes(b"kept")
+    (out / "crops" / MADE).write_text(line + "\n")
+    with pytest.raises(InputError, match=r"made-by-predict: damaged .* is no name below this folder"):
+        cut(out, None)
+    assert kept.read_bytes() == b"kept"
+
+
+def test_crops_without_a_list_are_refused_before_anything_is_written(tmp_path):
+    cut(tmp_path, None)
+    (tmp_path / "crops" / MADE).unlink()
+    with pytest.raises(InputError, match="crops: kept no list of what was cut out"):
+        check_places(["crops"], tmp_path, [STILL])
 
 
 def test_other_frames_of_a_video_take_the_place_of_the_earlier_ones(tmp_path):

@@ -1,8 +1,10 @@
 """The studies: what they train differs only where they say, they go on where they stopped, and their pages add up."""
 
+import importlib
 import json
 import shlex
 from dataclasses import asdict, replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -458,3 +460,10 @@ def test_options_change_the_usual_plan_or_the_quick_one(planned, capsys):
 def test_options_that_ask_for_nothing_are_refused(options, said, tmp_path):
     with pytest.raises(InputError, match=said):
         command_line.run([*options, "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", get_args(get_type_hints(command_line.Options)["name"]))
+def test_every_study_that_the_command_line_knows_is_there(name):
+    study = importlib.import_module(f"lucidetr.studies.{name.replace('-', '_')}")
+    assert callable(study.study)
+    assert isinstance(study.USUAL, Plan)

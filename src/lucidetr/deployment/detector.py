@@ -41,8 +41,9 @@ class Detector:
         device: str | torch.device = "auto",
         precision: str = "auto",
         engine: str = "torch",
+        copied: bool = True,
     ):
-        if isinstance(model, DETR):  # what follows would change the caller's: an exported file's has nothing to change
+        if copied:  # what follows would change the caller's
             model = copy.deepcopy(model)
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
@@ -66,15 +67,15 @@ class Detector:
         return self.detect([self.prepare(picture)])[0].above(threshold)
 
     def predict_many(self, pictures: Iterable[Any], threshold: float = 0.0) -> Iterator[Detections]:
-        """Yield the detections of each picture in turn; each is seen alone, so none depends on its neighbours.
+        """Return the detections of each picture in turn, as asked for; each is seen alone, without its neighbours.
 
         The next pictures are decoded and resized while one is looked at; arrays and tensors may be filled anew
         meanwhile. It ends at a picture that cannot be used, in its turn, with an InputError.
         """
         if isinstance(pictures, (str, Path)):
             raise InputError(f"predict_many takes several pictures, and {pictures} is one path: give a list of paths")
-        for _, prepared in ahead(self.prepare, map(own, pictures)):
-            yield self.detect([prepared.result()])[0].above(threshold)
+        prepared = ahead(self.prepare, map(own, pictures))
+        return (self.detect([sample.result()])[0].above(threshold) for _, sample in prepared)
 
     def prepare(self, picture: Any) -> Sample:
         """Return a picture as the model will see it: decoded and resized."""
@@ -134,11 +135,11 @@ def load(
         if engine != "torch":
             raise InputError(f"--engine {engine}: {path} is an exported model, which brings its own; leave it out")
         exported, card, precision = open_exported(path, precision)
-        return Detector(exported, card, "cpu", precision)
+        return Detector(exported, card, "cpu", precision, copied=False)
     tensors, card = load_model(path)
     if not card.categories:
         raise InputError(f"{path}: these are the weights of a backbone alone; train a detector from them by --weights")
     with torch.device("meta"):
         model = DETR(card.model)
     model.load_state_dict(tensors, assign=True)
-    return Detector(model, card, device, precision, engine)
+    return Detector(model, card, device, precision, engine, copied=False)

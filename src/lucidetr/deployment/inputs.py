@@ -13,9 +13,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from lucidetr.data.decoding import SUFFIXES, read_image
-from lucidetr.data.faults import hidden
+from lucidetr.data.faults import is_within
 from lucidetr.deployment.video import SQUARE, VIDEOS, read_frames
 from lucidetr.errors import InputError
+
+KEPT = (".", "@")  # how the names of folders begin that programs keep: .ipynb_checkpoints, @eaDir
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,16 @@ def _files(text: str, out: Path, patterns: bool) -> list[tuple[Path, Path]]:
     else:
         raise InputError(f"{text}: no such picture, video or folder")
     files = [file for file in files if file.suffix.lower() in (*SUFFIXES, *VIDEOS) and file.is_file()]
-    if base.resolve() in out.resolve().parents:
-        files = [file for file in files if out.resolve() not in file.resolve().parents]
+    files = [file for file in files if not _is_kept(file.relative_to(base))]
+    if not is_within(base, [out]):
+        files = [file for file in files if not is_within(file, [out])]
     if not files:
         raise InputError(f"{text}: no pictures or videos there ({', '.join((*SUFFIXES, *VIDEOS))})")
     return [(file, _downwards(file.relative_to(base))) for file in files]
 
 
 def _below(folder: Path) -> list[Path]:
-    """Return all files below a folder, through links too; no folder counts twice, nor those that programs keep."""
+    """Return all files below a folder, through links too; no folder counts twice."""
     found, entered = [], set()
     for place, inner, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -108,9 +111,19 @@ def _below(folder: Path) -> list[Path]:
             inner.clear()
             continue
         entered.add(real)
+        inner[:] = [name for name in inner if not name.startswith(KEPT)]  # such a one may hold links to a whole disk
         inner.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
         found += [Path(place, name) for name in names]
-    return sorted(file for file in found if not hidden(file, folder))
+    return sorted(found)
+
+
+def _is_kept(name: Path) -> bool:
+    """Say whether a program keeps a file for itself, by its name below the folder that was given.
+
+    >>> [_is_kept(Path(name)) for name in ("@eaDir/a.jpg", "b/.cache/a.jpg", "._a.jpg", "b/@a.jpg")]
+    [True, True, True, False]
+    """
+    return name.name.startswith(".") or any(part.startswith(KEPT) for part in name.parent.parts if part != "..")
 
 
 def _downwards(name: Path) -> Path:

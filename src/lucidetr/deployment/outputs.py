@@ -22,9 +22,13 @@ MADE = ".made-by-predict"  # lists, one JSON text a line, what was written to a 
 
 
 def made(out: Path) -> set[str]:
-    """Return the names below `out` that earlier predictions wrote."""
+    """Return the names below `out` that earlier predictions wrote; one that leads elsewhere is an InputError."""
     try:
-        return set(map(json.loads, (out / MADE).read_text(encoding="utf-8").splitlines()))
+        names = [json.loads(line) for line in (out / MADE).read_text(encoding="utf-8").splitlines()]
+        for name in names:
+            if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"{name!r} is no name below this folder")
+        return set(names)
     except FileNotFoundError:
         return set()
     except ValueError as error:
@@ -184,7 +188,7 @@ class Coco(Lines):
 class Crops(Writer):
     """Cut every detection out of its picture: crops/NAME/STEM-NUMBER.png, crops/NAME/VIDEO/FRAME-NUMBER.png.
 
-    What was cut out is listed in the folder itself, so that a later call takes away that alone.
+    What lies there of this and earlier calls is listed in the folder itself, so that a later one takes away that alone.
     """
 
     name = "crops"
@@ -192,7 +196,8 @@ class Crops(Writer):
     def __init__(self, out: Path, categories: Categories):
         super().__init__(out, categories)
         self.note(self.name)
-        self.out, self.made = out / self.name, made(out / self.name)
+        self.out = out / self.name
+        self.made = {name for name in made(self.out) if (self.out / name).is_file()}
         self.folders = safe_names(categories.names)
         self.earlier: dict[str, list[str]] = {}  # of each picture and video
         for name in self.made:
@@ -210,6 +215,7 @@ class Crops(Writer):
         stem = place.with_suffix("") if frame.number is None else place / f"{frame.number:06}"
         for name in self.earlier.pop((stem if frame.number is None else place).as_posix(), []):
             (self.out / name).unlink(missing_ok=True)
+            self.made.discard(name)
         corners = zip(found.labels.tolist(), found.boxes_xyxy.round().long().tolist(), strict=True)
         for number, (label, (left, top, right, bottom)) in enumerate(corners):
             part = frame.image[:, max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
@@ -221,6 +227,14 @@ class Crops(Writer):
                 self.note(name)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(part.permute(1, 2, 0).numpy()).save(file)
+
+    def close(self, finished: bool) -> None:
+        """List what is there now, without what was taken away."""
+        if self.out.is_dir():
+            lines = "".join(json.dumps(name) + "\n" for name in sorted(self.made))
+            partial = self.out / f"{MADE}.partial"
+            partial.write_text(lines, encoding="utf-8")
+            partial.replace(self.out / MADE)
 
 
 WRITERS: dict[str, type[Writer]] = {"drawn": Drawn, "coco": Coco, "jsonl": JsonLines, "csv": Csv, "crops": Crops}
@@ -238,6 +252,8 @@ def check_places(kinds: Sequence[str], out: Path, sources: Sequence[Source]) -> 
         if crops in source.file.resolve().parents:
             raise InputError(f"{source.file}: lies where objects that are cut out are written; choose another --out")
     files, own = {source.file.resolve() for source in sources}, made(out)
+    if "crops" in kinds and "crops" in own and crops.is_dir() and not (crops / MADE).is_file():
+        raise InputError(f"{crops}: kept no list of what was cut out; move it away or choose another --out")
     names = [source.place for source in sources] if "drawn" in kinds else []
     names += [Path(WRITERS[kind].name) for kind in kinds if WRITERS[kind].name]
     for name in names:

@@ -71,6 +71,7 @@ def find(
     Pictures that are cut into tiles are large, and none is read ahead.
     """
     work = (lambda frame: None) if tiling else (lambda frame: detector.prepare(frame.image))
+    named = set()  # of a video every frame is refused, and it is named once
     for frame, prepared in ahead(work, some, 0 if tiling else AHEAD):
         try:
             if tiling:
@@ -78,8 +79,8 @@ def find(
             else:
                 found = detector.detect([prepared.result()])[0].above(least)
         except InputError as error:
-            said = f"{frame.source.file}: {error}"
-            if said not in refused[-1:]:  # as for every frame of a video
-                refused.append(said)
+            if frame.source not in named:
+                refused.append(f"{frame.source.file}: {error}")
+            named.add(frame.source)
             continue
         yield frame, found

@@ -121,7 +121,7 @@ def split_names(text: str) -> list[str]:
     ['cat', 'car, red', 'dog']
     """
     try:
-        return [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
+        return [part.strip() for part in next(csv.reader([text], skipinitialspace=True, strict=True), [])]
     except csv.Error as error:  # a line break, or very long
         raise InputError(f"{text[:50]!r} cannot be split at its commas ({error}); give names on one line") from None
 

@@ -179,7 +179,8 @@ def update_warnings(course: PartCourse, config: ModelConfig) -> tuple[str, ...]:
         if not np.isfinite(updates[1:]).any() or explained(part, config):
             continue
         middle = float(np.nanmedian(updates[1:]))
-        if middle > FASTEST < updates[-1]:  # else it has only begun, from zero
+        last = float(updates[np.isfinite(updates)][-1])
+        if middle > FASTEST < last:  # else it has only begun, from zero
             said.append(
                 f"{part}: a step changes the weights by {middle:.1g} of their size; "
                 "the rate is far too high for it, or its weights have shrunk to nothing."

@@ -135,7 +135,7 @@ def selected(here: Scope, memory: Memory) -> Start:
     anchors = token_anchors(memory)
     taught = here.config.teach_tokens and here.training
     all_say = of_all_tokens(here, x, anchors, padding) if taught else None
-    scores = here.record("scores", logits.detach().amax(dim=-1))
+    scores = here.record("scores", torch.where(padding, -torch.inf, logits.detach().amax(dim=-1)))
     tokens = here.record("chosen", best(scores, here.config.num_queries))
     content, chosen_logits, chosen_anchors = (pick(each, tokens) for each in (x, logits, anchors))
     proposed = guessed_boxes(here.inside("box"), content, chosen_anchors)
