@@ -90,8 +90,8 @@ FAULTS = {
     "models/queries.py content": ("position=torch.zeros_like(content)", "position=content"),
     "models/queries.py anchors": ("self.box.sigmoid()", "self.box"),
     "models/queries.py selected": (
-        "logits.amax(-1).masked_fill(memory.padding, -torch.inf)",
-        "logits.amax(-1)",
+        "self.category(tokens).masked_fill(memory.padding[..., None], SILENT)",
+        "self.category(tokens)",
     ),
     "models/queries.py start": ("centre, size = boxes.detach().split", "centre, size = boxes.split"),
     "models/queries.py groups": ("else [self[0]]", "else [self[-1]]"),
