@@ -13,7 +13,7 @@ def print_metrics(metrics: Metrics, name: str) -> None:
     """Print what was compared, the twelve numbers and the table by category."""
     console = Console(**PLAIN)
     counts = f"{metrics.images} images, {metrics.objects} objects, {metrics.detections} detections"
-    console.print(f"{name}: {counts}")
+    console.print(f"{name}: {counts}", soft_wrap=True)  # one line, however long the name
     if not metrics.detections:
         console.print("nothing was detected at all: every AP is 0")
     table = Table("number", "value", "meaning", box=None, pad_edge=False)
