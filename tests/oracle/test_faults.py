@@ -162,8 +162,8 @@ def run_checks(copy: Path) -> tuple[int, list[str]]:
     """Run the oracle on the copy and return its exit code and the checks that failed, the first one only."""
     files = [f"tests/oracle/{name}.py" for name in CHECKS]
     # values alone must tell: without the checks of shapes, which take as long again
-    plainly = ["-o", "addopts=--import-mode=importlib"]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not record", *plainly, *files]
+    plainly = ["-o", "addopts=--import-mode=importlib", "-m", "not record"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *plainly, *files]
     environment = os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
     return done.returncode, re.findall(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
