@@ -12,6 +12,7 @@ import numpy as np
 from lucidetr.errors import InputError
 
 BadBoxes = Literal["refuse", "drop"]
+KEPT = (".", "@")  # how the names of folders begin that programs keep for themselves: .ipynb_checkpoints, @eaDir
 EDGE_TOLERANCE = 2.0  # pixels that a box may reach over the picture's edge: rounding in labelling tools
 SHOWN = 10  # faults listed in one message
 
@@ -45,7 +46,7 @@ def refuse_outside(path: Path, what: str, files: Iterable[Path], folders: list[P
 
 def hidden(path: Path, place: Path) -> bool:
     """Say whether a file lies in a folder that programs keep for themselves: .ipynb_checkpoints, @eaDir."""
-    return any(part.startswith((".", "@")) for part in path.relative_to(place).parts)
+    return any(part.startswith(KEPT) for part in path.relative_to(place).parts)
 
 
 def is_within(place: Path, folders: list[Path]) -> bool:

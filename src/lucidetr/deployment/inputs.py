@@ -13,11 +13,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from lucidetr.data.decoding import SUFFIXES, read_image
-from lucidetr.data.faults import is_within
+from lucidetr.data.faults import KEPT, is_within
 from lucidetr.deployment.video import SQUARE, VIDEOS, read_frames
 from lucidetr.errors import InputError
-
-KEPT = (".", "@")  # how the names of folders begin that programs keep: .ipynb_checkpoints, @eaDir
 
 
 @dataclass(frozen=True)
