@@ -371,7 +371,7 @@ def section(material: Material) -> Section:
     return Section(
         title="Pictures",
         says=f"Some pictures of the {material.split} through the model, with everything that it computes on the way. "
-        "Queries are shown that found something (score of at least 0.5; beside the truth all, else the best six), or the "
-        "best three.",
+        "Queries are shown that found something (score of at least 0.5; beside the truth all, else the best six), or "
+        "the best three.",
         figures=(common(spread_of, silent), own_boxes(own), *figures) if figures else (),
     )
