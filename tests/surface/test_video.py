@@ -45,10 +45,14 @@ class Knows(Detector):
 
 
 def film(path: Path, number: int, size=(48, 64), rate=NTSC, **options) -> Path:
-    """Write a video of dark noise with a red square of 16 pixels at the top left, which grows lighter."""
+    """Write a video of dark noise with a red square of 16 pixels at the top left, which grows lighter.
+
+    One thread encodes: with several the bytes depend on what else runs, and so does where a share of them ends.
+    """
     random = np.random.default_rng(0)
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=rate)
+        stream.codec_context.thread_count = 1
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p" if not any(side % 2 for side in size) else "yuv444p"
         for i in range(number):
