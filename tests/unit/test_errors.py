@@ -344,10 +344,12 @@ def test_what_is_found_by_the_number_of_objects():
         [(0, 10, 10), (0, 60, 60), (1, 110, 110)],
     )
     said = [found((0, 10, 10, 0.9)), found((0, 10, 10, 0.8)), found((1, 200, 200, 0.7), (0, 10, 10, 0.1))]
-    groups = by_crowd(annotations, said, groups=3)
+    groups = by_crowd(annotations, said, 0.1, groups=3)
     spans = [(group.fewest, group.most, group.images, group.objects) for group in groups]
     assert spans == [(1, 1, 1, 1), (2, 2, 1, 2), (3, 3, 1, 3)]
     assert groups[0].recall == groups[0].precision == 1
-    assert [(group.found, group.false) for group in groups[1:]] == [(1, 0), (1, 1)]  # the best F1 keeps the 0.1, too
-    assert by_crowd(annotations, [found(), found(), found()])[0].recall == 0
-    assert by_crowd(truth([], []), [found(), found()])[0].recall is None
+    assert [(group.found, group.false) for group in groups[1:]] == [(1, 0), (1, 1)]
+    groups = by_crowd(annotations, said, 0.75, groups=3)
+    assert [(group.found, group.false) for group in groups] == [(1, 0), (1, 0), (0, 0)]
+    assert by_crowd(annotations, [found(), found(), found()], 0.5)[0].recall == 0
+    assert by_crowd(truth([], []), [found(), found()], 0.5)[0].recall is None

@@ -102,11 +102,12 @@ def report(options: Options, folder: Path, dataset: "Dataset", found: Sequence["
     metrics = evaluate(annotations, found)
     print_metrics(metrics, f"{dataset.name}, {precision}")
     best = best_threshold(annotations, found)
-    print_crowds(by_crowd(annotations, found), best.overall.score if best.overall else None)
+    if best.overall:  # something right was found
+        print_crowds(by_crowd(annotations, found, best.overall.score), best.overall.score)
     rows = [row for i, each in zip(annotations.image_ids.tolist(), found, strict=True) for row in each.to_coco(i)]
     name = options.split if own_data(options, folder) else slug(options.json or options.data, options.split)
     other = other_model(Path(options.model))
-    for kind, content in (("metrics", metrics.to_dict() | {"dtype": precision}), ("detections", rows)):
+    for kind, content in (("metrics", metrics.to_dict(precision)), ("detections", rows)):
         path = folder / f"{kind}-{other}{name}.json"
         write_atomically(path, json.dumps(content, indent=1).encode())
         print(f"written: {path}")

@@ -46,10 +46,10 @@ class Metrics:
         """Return AP, 0 where the set has no objects at all."""
         return self.numbers["AP"] or 0.0
 
-    def to_dict(self) -> dict:
-        """Return what is written to a metrics file."""
+    def to_dict(self, precision: str) -> dict:
+        """Return what is written to a metrics file; `precision` is that of the model's arithmetic, such as bf16."""
         counts = {"images": self.images, "objects": self.objects, "detections": self.detections}
-        return self.numbers | counts | {"per_class": self.per_class}
+        return self.numbers | counts | {"per_class": self.per_class, "dtype": precision}
 
 
 def evaluate(annotations: Annotations, detections: Sequence[Detections]) -> Metrics:

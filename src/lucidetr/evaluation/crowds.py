@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lucidetr.data.annotations import Annotations
-from lucidetr.evaluation.errors import best_threshold, hardest
+from lucidetr.evaluation.errors import hardest
 from lucidetr.structures import Detections
 
 GROUPS = 6
@@ -53,16 +53,16 @@ def groups_of(counts: Int[np.ndarray, " image"], groups: int) -> list[int]:
     return starts[:-1] if len(starts) > 1 and size < share / 2 else starts
 
 
-def by_crowd(annotations: Annotations, detections: Sequence[Detections], groups: int = GROUPS) -> list[Group]:
+def by_crowd(
+    annotations: Annotations, detections: Sequence[Detections], score: float, groups: int = GROUPS
+) -> list[Group]:
     """Return the pictures in groups by their number of objects, each of about as many pictures, emptiest first.
 
-    Found is an object whose category a detection says with an IoU of 0.5; the score from which on detections count is
-    the one with the best F1 over the split.
+    Found is an object whose category a detection of at least `score` says, with an IoU of 0.5.
     """
-    best = best_threshold(annotations, detections).overall
     counts = annotations.objects_per_image()
     missed, false = np.zeros((2, len(annotations)), dtype=np.int64)
-    for picture in hardest(annotations, detections, best.score if best else 1.0):
+    for picture in hardest(annotations, detections, score):
         missed[picture.index], false[picture.index] = picture.missed, picture.false
     made, starts = [], groups_of(counts, groups)
     for low, after in itertools.pairwise([*starts, counts.max() + 1]):

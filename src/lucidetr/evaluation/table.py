@@ -26,10 +26,8 @@ def print_metrics(metrics: Metrics, name: str) -> None:
     console.print(classes)
 
 
-def print_crowds(groups: list[Group], score: float | None) -> None:
-    """Print what was found by the number of objects in a picture, from a score on; nothing where none is known."""
-    if score is None:
-        return
+def print_crowds(groups: list[Group], score: float) -> None:
+    """Print what was found by the number of objects in a picture, from a score on."""
     table = Table("objects in a picture", "pictures", "objects", "recall", "precision", box=None, pad_edge=False)
     for group in groups:
         span = f"{group.fewest}" if group.fewest == group.most else f"{group.fewest} to {group.most}"

@@ -329,7 +329,7 @@ class Run(Prepared):
         if metrics.average_precision >= self.best:  # of equals the later: it has learned longer
             self.best = metrics.average_precision
             save_model(self.folder / "best.safetensors", state, card)
-            text = json.dumps(metrics.to_dict() | {"dtype": self.precision}, indent=2)
+            text = json.dumps(metrics.to_dict(self.precision), indent=2)
             write_atomically(self.folder / "metrics-val.json", text.encode())
         self.save_state()
 
