@@ -100,6 +100,13 @@ def test_every_axis_name_is_explained():
     assert unexplained == {}
 
 
+def test_the_readme_says_how_much_there_is_to_read():
+    said = int(re.search(r"Model, loss and loop are about ([\d,]+) lines", README)[1].replace(",", ""))
+    core = [path for path in SOURCES if path.parent.name in ("models", "layers", "criterion")]
+    core += [path for path in SOURCES if path.name in ("loop.py", "prepare.py")]
+    assert sum(len(path.read_text().splitlines()) for path in core) == pytest.approx(said, rel=0.05)
+
+
 def test_the_architecture_page_names_every_room():
     page = (ROOT / "docs" / "architecture.md").read_text()
     rooms = [p for p in (ROOT / "src" / "lucidetr").iterdir() if not p.name.startswith("__")]

@@ -1,6 +1,7 @@
 """All that a run has before its first step: data, model, optimiser, clock and log, or what it goes on from."""
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from lucidetr.config import TrainConfig
 from lucidetr.conversion.names import Converted
 from lucidetr.conversion.start import start_from
-from lucidetr.data.dataset import open_training_data
+from lucidetr.data.dataset import Dataset, open_training_data
 from lucidetr.errors import InputError
 from lucidetr.evaluation.thresholds import BEST
 from lucidetr.models.detr import DETR
@@ -52,7 +53,35 @@ from lucidetr.training.statistics import Recorder, forget_after
 
 
 class Prepared:
-    """Hold everything that moves during a run."""
+    """Hold everything that moves during a run: `Run` in loop.py has no other attributes than these."""
+
+    line: ProgressLine
+    engine: Engine
+    ranks: Ranks
+    asked: TrainConfig  # what was asked for
+    config: TrainConfig  # what is done: also with what data, weights and memory decide
+    folder: Path
+    resumes: bool
+    train_set: Dataset
+    val_set: Dataset
+    device: Any  # torch.device, which type checkers take for a descriptor
+    precision: str
+    dtype: torch.dtype  # of weights and pictures
+    autocast: Callable[[], AbstractContextManager]
+    now: Callable[[], float]  # seconds, of the wall or of the processor
+    model: DETR
+    forward: Any  # the model, perhaps compiled, replayed, or shared with the other ranks
+    optimiser: torch.optim.Optimizer
+    average: MovingAverage | None
+    clock: Clock
+    guard: FiniteGuard
+    log: RunLog | NoLog
+    recorder: Recorder
+    best: float  # AP; -1 before the first evaluation
+    saved_at: float  # seconds of training
+    owes: bool  # whether the evaluation that the last step ends with is yet to come
+    moved: bool  # whether the optimiser has begun to change the weights in this step
+    held: ExitStack  # the folder's lock
 
     def __init__(self, config: TrainConfig, line: ProgressLine, engine: Engine, ranks: Ranks = ALONE):
         self.line, self.engine, self.ranks = line, engine, ranks
@@ -136,13 +165,13 @@ class Prepared:
         self.average = MovingAverage(self.model, horizon) if horizon else None
         self.clock = Clock(steps=count_steps(config, len(self.train_set)), minutes=config.minutes)
         self.best, self.saved_at = -1.0, 0.0
-        self.owes = False  # whether the evaluation that this step ends with is yet to come
+        self.owes = self.moved = False
         self.guard = FiniteGuard(self.model, self.device)
 
     def open_log(self) -> None:
         """Begin to write down what happens, and say what is trained."""
         config, clock, first = self.config, self.clock, self.ranks.first
-        self.log: RunLog | NoLog = NoLog()
+        self.log = NoLog()
         if first:
             data = describe_data(self.train_set, self.val_set)
             description = describe_run(config, self.device, self.precision, self.ranks.size) | {"data": data}
