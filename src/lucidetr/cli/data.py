@@ -23,6 +23,7 @@ lucidetr data split SOURCE FOLDER --val 0.2 --test 0.1   a set without splits, d
 lucidetr data sample SOURCE SHEET.png                    a sheet of pictures with their boxes
 lucidetr data augment [RECIPE] --data SOURCE --out SHEET.png
                                                          pictures as a run's first epochs see them; any setting of train
+lucidetr data lock FOLDER                                note the SHA-256 of every file in it, for the doctor to compare
 """
 
 
@@ -64,6 +65,15 @@ class Sample:
     images: int = 12
     seed: int = 0
     bad_boxes: Literal["refuse", "drop"] = "refuse"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """Note the SHA-256 of every file of a data set in its SHA256SUMS, which the doctor and sha256sum compare."""
+
+    folder: Annotated[str, tyro.conf.Positional]
+    renew: bool = False
+    """Write the sums anew where files have changed."""
 
 
 def convert(arguments: list[str]) -> None:
@@ -133,6 +143,20 @@ def augment(arguments: list[str]) -> None:
     print(f"left as they are, then as {VERSIONS} epochs see them: {path}")
 
 
+def lock(arguments: list[str]) -> None:
+    """Write down the sums of all files."""
+    options = tyro.cli(Lock, args=arguments, prog="lucidetr data lock")
+
+    from lucidetr.data import sums
+    from lucidetr.data.splits import find_splits
+
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no folder; give that of a data set")
+    find_splits(folder)  # anything else is refused
+    print(f"{sums.lock(folder, options.renew)} files: {folder / sums.SUMS}")
+
+
 def sheet_path(text: str) -> Path:
     """Return the path of a sheet; a name that is not a picture's is an InputError."""
     from lucidetr.data.sheet import SHEET_SUFFIXES
@@ -177,7 +201,7 @@ def tell(counts: dict[str, int], folder: Path) -> None:
         print(f"{name}: {count} images in {folder}")
 
 
-JOBS = {"convert": convert, "split": split, "sample": sample, "augment": augment}
+JOBS = {"convert": convert, "split": split, "sample": sample, "augment": augment, "lock": lock}
 
 
 def run(arguments: list[str]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lucidetr.data.examine import examine
 from lucidetr.data.raw import Finding, Raw, read_raw
+from lucidetr.data.sums import compare
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,12 @@ class Report:
 
 
 def diagnose(source: Path, num_queries: int = 0) -> Report:
-    """Read a data set as far as it can be read, decode every picture, and say all that is wrong. It only reads."""
+    """Read a data set as far as it can be read, decode every picture, and say all that is wrong. It only reads.
+
+    Where `lucidetr data lock` has written down the sums of its files, they are compared.
+    """
     form, raws = read_raw(source)
-    findings = examine(raws, num_queries)
+    findings = examine(raws, num_queries) + list(compare(source if source.is_dir() else source.parent))
     return Report(str(source), form, [summarise(raw) for raw in raws if raw.pictures], findings, raws)
 
 

@@ -1,0 +1,111 @@
+"""SHA-256 sums of a data set's files: `lucidetr data lock` writes them down, the doctor compares.
+
+A picture of which bits have changed mostly decodes without an error, and looks wrong. The file is one that
+`sha256sum --check` reads.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from lucidetr.data.faults import hidden, listing
+from lucidetr.data.raw import Finding
+from lucidetr.errors import InputError, unreadable
+
+SUMS = "SHA256SUMS"
+LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
+ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}  # in names, of lines that begin with a backslash
+
+
+def lock(folder: Path, renew: bool = False) -> int:
+    """Write the sums of a data set's files into it, and return how many files it has.
+
+    Where it has sums that do not fit, that is an InputError which names the files, unless they shall be renewed.
+    """
+    path = folder / SUMS
+    if path.is_file() and not renew and (found := list(compare(folder))):
+        raise InputError(
+            f"{path}: {len(found)} things differ: {listing([each.text for each in found])}. "
+            "Put right what should not differ; --renew then writes the sums anew"
+        )
+    try:
+        sums = {name: sum_of(folder / name) for name in names_in(folder)}
+    except OSError as error:
+        raise InputError(unreadable(error.filename, error)) from None
+    text = "".join(_line(name, value) for name, value in sums.items())
+    partial = path.with_name(f".{SUMS}.partial")
+    partial.write_bytes(text.encode("utf-8", "surrogateescape"))
+    os.replace(partial, path)
+    return len(sums)
+
+
+def compare(folder: Path) -> Iterator[Finding]:
+    """Yield what differs between a data set and its sums; nothing where it has none."""
+    path = folder / SUMS
+    if not path.is_file():
+        return
+    try:
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
+    except OSError as error:
+        yield Finding("sums-file", "error", unreadable(path, error))
+        return
+    there, listed = set(names_in(folder)), set()
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        if not (parts := LINE.fullmatch(line.rstrip("\r"))):
+            text = f"{path}: line {number}: {line[:80]!r} is no SHA-256 and name; lucidetr data lock --renew"
+            yield Finding("sums-file", "error", text)
+            continue
+        escaped, value, name = parts.groups()
+        name = _plain(name) if escaped else name
+        listed.add(name)
+        yield from _differs(folder, name, value.lower(), name in there)
+    for name in sorted(there - listed):
+        yield Finding(
+            "file-new", "warning", f"{folder / name}: not among the sums of {SUMS}; lucidetr data lock --renew"
+        )
+
+
+def _differs(folder: Path, name: str, value: str, there: bool) -> Iterator[Finding]:
+    """Yield what is wrong with one file that is listed; one outside the folder, or no file, is not opened."""
+    file = folder / name
+    if not there:
+        yield Finding("file-gone", "error", f"{file}: listed in {SUMS}, and not there; put it back")
+        return
+    try:
+        now = sum_of(file)
+    except OSError as error:
+        yield Finding("file-unreadable", "error", unreadable(file, error))
+        return
+    if now != value:
+        text = f"{file}: has changed since {SUMS} was written (SHA-256 {now[:12]}…, not {value[:12]}…)"
+        yield Finding("file-changed", "error", f"{text}; put the original back, or lucidetr data lock --renew")
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the paths of all files in a data set; its sums, and folders of programs like .git, are left out."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not hidden(path, folder))
+    return sorted(path.relative_to(folder).as_posix() for path in files if path != folder / SUMS)
+
+
+def sum_of(path: Path) -> str:
+    """Return the SHA-256 of a file, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _line(name: str, value: str) -> str:
+    escaped = "".join(ESCAPES.get(letter, letter) for letter in name)
+    return ("\\" if escaped != name else "") + f"{value}  {escaped}\n"
+
+
+def _plain(name: str) -> str:
+    r"""Return a name as it was before it was escaped.
+
+    >>> _plain(r"a\\b\nc")
+    'a\\b\nc'
+    """
+    return re.sub(r"\\(.)", lambda match: {"n": "\n", "r": "\r"}.get(match[1], match[1]), name)
