@@ -54,7 +54,7 @@ def test_a_picture_that_still_decodes_with_a_flipped_bit_is_found(folder):
     path.write_bytes(content)
     Image.open(io.BytesIO(content)).load()
     assert list(kinds(folder)) == ["file-changed"]
-    assert kinds(folder)["file-changed"].startswith(f"{path}: has changed since SHA256SUMS was written")
+    assert kinds(folder)["file-changed"].startswith(f"{path}: has changed since lock.sha256 was written")
 
 
 def test_files_that_went_or_came_and_lines_that_are_none_are_named(folder):

@@ -69,7 +69,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Lock:
-    """Note the SHA-256 of every file of a data set in its SHA256SUMS, which the doctor and sha256sum compare."""
+    """Note the SHA-256 of every file of a data set in its lock.sha256, which the doctor and sha256sum compare."""
 
     folder: Annotated[str, tyro.conf.Positional]
     renew: bool = False

@@ -14,7 +14,7 @@ from lucidetr.data.faults import hidden, listing
 from lucidetr.data.raw import Finding
 from lucidetr.errors import InputError, unreadable
 
-SUMS = "SHA256SUMS"
+SUMS = "lock.sha256"
 LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}  # in names, of lines that begin with a backslash
 
