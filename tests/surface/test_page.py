@@ -424,8 +424,8 @@ def test_everything_can_be_done_by_keyboard(visit, tmp_path):
     choosers[0].set_files(file_of(tmp_path))
     page.wait_for_selector("#work:not([hidden])")
     tab_to("samples")
-    page.keyboard.press("Enter")
-    wait_for(page, "in ")
+    with page.expect_response("**/predict*"):  # until then the page still shows the picture before
+        page.keyboard.press("Enter")
     page.wait_for_selector("#work:not([hidden])")
     tab_to("view-boxes")
     tab_to("threshold")

@@ -30,15 +30,16 @@ def lock(folder: Path, renew: bool = False) -> int:
             f"{path}: {len(found)} things differ: {listing([each.text for each in found])}. "
             "Put right what should not differ; --renew then writes the sums anew"
         )
-    try:
-        sums = {name: sum_of(folder / name) for name in names_in(folder)}
-    except OSError as error:
-        raise InputError(unreadable(error.filename, error)) from None
-    text = "".join(_line(name, value) for name, value in sums.items())
+    lines = []
+    for name in names_in(folder):
+        try:
+            lines.append(_line(name, sum_of(folder / name)))
+        except OSError as error:
+            raise InputError(unreadable(folder / name, error)) from None
     partial = path.with_name(f".{SUMS}.partial")
-    partial.write_bytes(text.encode("utf-8", "surrogateescape"))
+    partial.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
     os.replace(partial, path)
-    return len(sums)
+    return len(lines)
 
 
 def compare(folder: Path) -> Iterator[Finding]:
