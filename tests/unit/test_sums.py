@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lucidetr.cli import data as verb
 from lucidetr.data.doctor import diagnose
 from lucidetr.data.export import open_splits, write_splits
-from lucidetr.data.sums import SUMS, lock, names_in
+from lucidetr.data.sums import SUMS, names_in
 from lucidetr.errors import InputError
 
 SCENES = "generated:digits?size=64&digit=14-24&objects=1-3&train=4&val=2"
@@ -27,6 +28,12 @@ def kinds(folder):
     """Return what the doctor says of sums, by kind."""
     found = [each for each in diagnose(folder).findings if each.kind.startswith(("file-", "sums-"))]
     return {each.kind: each.text for each in found}
+
+
+def lock(folder, *options):
+    """Lock in this process, and return the number of files."""
+    verb.run(["lock", str(folder), *options])
+    return (folder / SUMS).read_bytes().count(b"\n")
 
 
 def data_lock(*arguments):
@@ -127,4 +134,4 @@ def test_a_file_that_the_disk_does_not_give_is_named(folder, monkeypatch):
         "file-unreadable": f"{bad}: cannot be read (Permission denied); check what it is, its rights and its disk"
     }
     with pytest.raises(InputError, match=r"val\.json: cannot be read"):
-        lock(folder, renew=True)
+        lock(folder, "--renew")

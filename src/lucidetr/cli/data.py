@@ -149,12 +149,17 @@ def lock(arguments: list[str]) -> None:
 
     from lucidetr.data import sums
     from lucidetr.data.splits import find_splits
+    from lucidetr.training.checkpoint import write_atomically
 
     folder = Path(options.folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no folder; give that of a data set")
     find_splits(folder)  # anything else is refused
-    print(f"{sums.lock(folder, options.renew)} files: {folder / sums.SUMS}")
+    if not options.renew:
+        sums.refuse_changes(folder)
+    lines = sums.sums_of(folder)
+    write_atomically(folder / sums.SUMS, "".join(lines).encode("utf-8", "surrogateescape"))
+    print(f"{len(lines)} files: {folder / sums.SUMS}")
 
 
 def sheet_path(text: str) -> Path:

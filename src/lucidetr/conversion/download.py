@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from lucidetr.data.sums import sum_of
 from lucidetr.errors import InputError
 
 CHUNK = 1 << 20
@@ -41,7 +42,7 @@ def fetch(url: str, sha256: str, opener: Callable[..., Any] = urllib.request.url
         raise InputError(f"{url}: only https addresses are downloaded")
     place = cached_path(url, sha256)
     if place.is_file():
-        found = digest_of(place)
+        found = sum_of(place)
         if found != sha256:
             raise InputError(f"{place}: its SHA-256 is {found}, not {sha256}: delete it, it is not the file wanted")
         return place
@@ -89,9 +90,3 @@ def _download(url: str, sha256: str, place: Path, opener: Callable[..., Any]) ->
         ) from None
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

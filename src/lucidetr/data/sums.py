@@ -1,11 +1,10 @@
 """SHA-256 sums of a data set's files: `lucidetr data lock` writes them down, the doctor compares.
 
-A picture of which bits have changed mostly decodes without an error, and looks wrong. The file is one that
-`sha256sum --check` reads.
+A picture with flipped bits mostly decodes without an error and only looks wrong. `sha256sum --check` reads the file
+too.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,27 +18,24 @@ LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}  # in names, of lines that begin with a backslash
 
 
-def lock(folder: Path, renew: bool = False) -> int:
-    """Write the sums of a data set's files into it, and return how many files it has.
-
-    Where it has sums that do not fit, that is an InputError which names the files, unless they shall be renewed.
-    """
-    path = folder / SUMS
-    if path.is_file() and not renew and (found := list(compare(folder))):
+def refuse_changes(folder: Path) -> None:
+    """Refuse a data set whose files are not those of its sums, by their names; one without sums is fine."""
+    if found := list(compare(folder)):
         raise InputError(
-            f"{path}: {len(found)} things differ: {listing([each.text for each in found])}. "
+            f"{folder / SUMS}: {len(found)} things differ: {listing([each.text for each in found])}. "
             "Put right what should not differ; --renew then writes the sums anew"
         )
+
+
+def sums_of(folder: Path) -> list[str]:
+    """Return a line for each file of a data set, as they stand in its file of sums."""
     lines = []
     for name in names_in(folder):
         try:
             lines.append(_line(name, sum_of(folder / name)))
         except OSError as error:
             raise InputError(unreadable(folder / name, error)) from None
-    partial = path.with_name(f".{SUMS}.partial")
-    partial.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
-    os.replace(partial, path)
-    return len(lines)
+    return lines
 
 
 def compare(folder: Path) -> Iterator[Finding]:
@@ -93,7 +89,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def sum_of(path: Path) -> str:
-    """Return the SHA-256 of a file, read piece by piece."""
+    """Return the SHA-256 of a file in hexadecimal digits, read piece by piece."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,10 +7,11 @@ import numpy as np
 
 from lucidetr.config import TrainConfig
 from lucidetr.conversion.convert import convert
-from lucidetr.conversion.download import digest_of, fetch
+from lucidetr.conversion.download import fetch
 from lucidetr.conversion.efficientnet import efficientnet_lite0
 from lucidetr.conversion.names import Converted, backbone_only
 from lucidetr.data.dataset import Dataset
+from lucidetr.data.sums import sum_of
 from lucidetr.errors import InputError
 from lucidetr.recipes import fine_tuned, from_scratch
 from lucidetr.training.checkpoint import has_card, load_model
@@ -42,7 +43,7 @@ def check_hash(path: Path, expected: str) -> None:
     """Refuse a file whose content is not the one that was meant."""
     if path.is_dir():
         raise InputError(f"--weights {path} is a folder, --weights-sha256 that of a file: name the file in it")
-    if (found := digest_of(path)) != expected.strip().lower():
+    if (found := sum_of(path)) != expected.strip().lower():
         raise InputError(f"--weights {path}: its SHA-256 is {found}, --weights-sha256 says {expected}")
 
 
