@@ -78,7 +78,7 @@ def test_a_size_that_is_not_stated_is_the_pictures_own(folder, stated):
     images = [{"id": 11, "file_name": "a.png"} | stated, {"id": 5, "file_name": "b.png", "width": 40, "height": 30}]
     path = write(folder, content(images=images))
     assert read_coco(path, folder).sizes.tolist() == [[30, 40], [30, 40]]
-    assert not [finding for finding in examine([raw_coco("train", path)]) if "size" in finding.kind]
+    assert not [finding for finding in examine([raw_coco("train", path)]).findings if "size" in finding.kind]
 
 
 def test_images_without_boxes_are_legal(folder):

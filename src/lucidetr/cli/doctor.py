@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -30,6 +30,8 @@ class Options:
     """Draw a sheet of pictures with their boxes into this file (of data that can be read)."""
     html: str = ""
     """Write numbers, findings and the worst pictures as one page into this file."""
+    places: Literal["auto", "all", "off"] = "auto"
+    """Compare every two pictures, to find those that show one place; auto: up to 1,000 pictures."""
     all: bool = False
     """Print every finding, not only the first few of each kind."""
 
@@ -47,7 +49,7 @@ def run(arguments: list[str]) -> None:
 
     from lucidetr.data.doctor import diagnose, summary_table
 
-    report = diagnose(Path(options.data), options.num_queries)
+    report = diagnose(Path(options.data), options.num_queries, options.places)
     for name in ("json", "sheet", "html"):
         pictures = (picture.path for raw in report.raws for picture in raw.pictures)
         refuse_inside(options.data, f"--{name} ", getattr(options, name), pictures)

@@ -88,7 +88,7 @@ def from_pillow(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     pixels = torch.empty((3, height, width), dtype=torch.uint8)
     rows = max(1, BAND // max(1, width))
     for top in range(0, height, rows):
-        band = _rgb(image.crop((0, top, width, min(top + rows, height))))
+        band = to_rgb(image.crop((0, top, width, min(top + rows, height))))
         pixels[:, top : top + rows] = torch.from_numpy(band).permute(2, 0, 1)
     return pixels
 
@@ -101,12 +101,17 @@ def _upright(image: Image.Image) -> Image.Image:
             image.load()
         finally:
             image.filename = name
+    return turned_as(image, image)
+
+
+def turned_as(image: Image.Image, noted: Image.Image) -> Image.Image:
+    """Return a Pillow image as the EXIF note of another, loaded, one turns it; without a note it is the same one."""
     # not by ImageOps.exif_transpose, which writes the whole note anew and fails on any odd tag in it
-    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    turn = TURNS.get(noted.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 
-def _rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     """Return the pixels of an upright Pillow image of any mode that has a meaning."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) / 257).round().astype(np.uint8))

@@ -1,15 +1,19 @@
 """A data set's state of health: what it holds, and everything that is wrong or odd about it."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from lucidetr.data.examine import examine
+from lucidetr.data.places import Agreement
 from lucidetr.data.raw import Finding, Raw, read_raw
 from lucidetr.data.sums import compare
+
+MOST_COMPARED = 1000  # pictures, of which every two are compared unless that is asked for or forbidden: 20 seconds
 
 
 @dataclass(frozen=True)
@@ -39,23 +43,35 @@ class Report:
     findings: list[Finding]
     raws: list[Raw] = field(default_factory=list, repr=False)
     """What was read, for pictures of it."""
+    twice: Agreement | None = None
+    """How far labels agree where two pictures show one place."""
+    places: bool = True
+    """Whether every two pictures were compared, to find such places."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is written to a file."""
-        findings = [finding._asdict() for finding in self.findings]
-        return {"data": self.data, "format": self.format, "splits": [asdict(s) for s in self.splits]} | {
-            "findings": findings
+        return {
+            "data": self.data,
+            "format": self.format,
+            "splits": [asdict(split) for split in self.splits],
+            "labelled_twice": asdict(self.twice) if self.twice else None,
+            "findings": [finding._asdict() for finding in self.findings],
         }
 
 
-def diagnose(source: Path, num_queries: int = 0) -> Report:
+def diagnose(source: Path, num_queries: int = 0, places: Literal["auto", "all", "off"] = "auto") -> Report:
     """Read a data set as far as it can be read, decode every picture, and say all that is wrong. It only reads.
 
+    Every two pictures are compared to find those that show one place; with `auto` only up to MOST_COMPARED pictures.
     Where `lucidetr data lock` has written down the sums of its files, they are compared.
     """
     form, raws = read_raw(source)
-    findings = examine(raws, num_queries) + list(compare(source if source.is_dir() else source.parent))
-    return Report(str(source), form, [summarise(raw) for raw in raws if raw.pictures], findings, raws)
+    few = sum(len(raw.pictures) for raw in raws) <= MOST_COMPARED
+    compared = places == "all" or (places == "auto" and few)
+    findings, twice = examine(raws, num_queries, compared)
+    findings += compare(source if source.is_dir() else source.parent)
+    splits = [summarise(raw) for raw in raws if raw.pictures]
+    return Report(str(source), form, splits, findings, raws, twice, compared)
 
 
 def summarise(raw: Raw) -> SplitSummary:
@@ -94,4 +110,22 @@ def summary_table(report: Report) -> str:
             f"sides of boxes {small:.1%} / {middle:.1%} / {large:.1%} of the picture's (10th, 50th, 90th percentile)"
         )
         lines.append("  " + ", ".join(f"{name} {count}" for name, count in each.per_category.items()))
+    if report.twice:
+        lines += _labelled_twice(report.twice)
+    if not report.places:
+        lines.append("pictures of one place: not looked for (--places all compares every two pictures)")
     return "\n".join(lines)
+
+
+def _labelled_twice(twice: Agreement) -> Iterator[str]:
+    """Yield what the labels of places that were labelled twice say of each other."""
+    yield (
+        f"{twice.pairs} pair{'s' * (twice.pairs != 1)} of pictures show one place. Objects that both show whole have "
+        f"{twice.together.labels} labels; {twice.together.paired:.0%} have a partner of their category in the other "
+        "picture (IoU at least 0.5)"
+    )
+    for name, each in twice.categories.items():
+        text = f"  {name}: {each.labels} labels, {each.paired:.0%} with a partner"
+        if each.iou is not None:
+            text += f"; mean IoU of partners {each.iou:.2f}, share within COCO's ten IoUs {each.within:.2f}"
+        yield text

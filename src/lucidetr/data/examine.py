@@ -6,12 +6,15 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from lucidetr.data.decoding import DAMAGED, EXIF_ORIENTATION, MAX_PIXELS, TURNED, refuse_by_header, upright_sides
 from lucidetr.data.faults import EDGE_TOLERANCE, listing
+from lucidetr.data.places import Agreement, View, agreement, find_pairs, shared_places, small_copy
 from lucidetr.data.raw import Finding, Picture, Raw
 from lucidetr.errors import InputError, unreadable
 
@@ -23,19 +26,48 @@ FEW_IMAGES = 20
 IMBALANCE = 50  # times as many objects in the largest category as in the smallest
 
 
-def examine(raws: Sequence[Raw], num_queries: int = 0) -> list[Finding]:
-    """Return everything that is wrong or odd: in reading, in boxes, names, files, and between splits."""
-    fingerprints: dict[str, dict[Path, tuple[str, int]]] = {}
+class Look(NamedTuple):
+    """Hold what a picture is known by: its file's SHA-256, a fingerprint, and a small copy if that was asked for."""
+
+    digest: str
+    bits: int
+    size: tuple[int, int]  # width and height, upright
+    small: UInt8[np.ndarray, "rows columns"] | None = None
+
+    def resembles(self, other: "Look") -> bool:
+        """Say whether another picture is the same file, or looks nearly the same."""
+        return self.digest == other.digest or (self.bits ^ other.bits).bit_count() <= NEAR
+
+
+class Examined(NamedTuple):
+    """Hold what is wrong or odd, and how far labels agree where a place was labelled twice."""
+
+    findings: list[Finding]
+    twice: Agreement | None
+
+
+def examine(raws: Sequence[Raw], num_queries: int = 0, places: bool = True) -> Examined:
+    """Find everything that is wrong or odd: in reading, in boxes, names, files, and between splits.
+
+    With `places` every two pictures are compared, to find those that show one place.
+    """
+    looks: dict[str, dict[Path, Look]] = {}
+    views: dict[Path, View] = {}
     for raw in raws:
         _names(raw)
-        fingerprints[raw.split] = {}
-        for picture in raw.pictures:
-            if print_of_it := look_at(raw, picture):
-                fingerprints[raw.split][picture.path] = print_of_it
+        looks[raw.split] = {}
+        for number, picture in enumerate(raw.pictures):
+            if look := look_at(raw, picture, places):
+                looks[raw.split][picture.path] = look
+                if look.small is not None:
+                    views[picture.path] = View(raw, number, look.size, look.small)
         _boxes(raw)
         _counts(raw, num_queries)
+    pairs = find_pairs(list(views.values()))
+    everywhere = {path: look for split in looks.values() for path, look in split.items()}
+    new = [pair for pair in pairs if not everywhere[pair.first.path].resembles(everywhere[pair.second.path])]
     findings = [finding for raw in raws for finding in raw.findings]
-    return findings + between(raws, fingerprints)
+    return Examined(findings + between(raws, looks) + shared_places(new), agreement(pairs))
 
 
 def _names(raw: Raw) -> None:
@@ -55,8 +87,8 @@ def _names(raw: Raw) -> None:
             )
 
 
-def look_at(raw: Raw, picture: Picture) -> tuple[str, int] | None:
-    """Decode one picture wholly; return its file's SHA-256 and a fingerprint of how it looks, None if it is damaged."""
+def look_at(raw: Raw, picture: Picture, small: bool = False) -> Look | None:
+    """Decode one picture wholly; return what it is known by, None if it is damaged."""
     path = picture.path
     if not path.is_file():
         raw.error("image-missing", f"{picture.place}: {path} does not exist; put it there, or take the entry out")
@@ -75,10 +107,12 @@ def look_at(raw: Raw, picture: Picture) -> tuple[str, int] | None:
             with Image.open(path) as image:
                 refuse_by_header(image, len(content), str(path))
                 _header(raw, picture, image)
+                size = upright_sides(image)
                 image.filename = ""  # see decoding.py
                 image.load()
                 _depth(raw, path, image)
-                return hashlib.sha256(content).hexdigest(), fingerprint(image)
+                digest, copy = hashlib.sha256(content).hexdigest(), small_copy(image) if small else None
+                return Look(digest, fingerprint(image), size, copy)
     except InputError as error:
         raw.error("image-huge", str(error))
     except Image.DecompressionBombError as error:
@@ -216,10 +250,10 @@ def _counts(raw: Raw, num_queries: int) -> None:
             raw.warn("few-images", f"train: {len(raw.pictures)} pictures; expect little without --weights")
 
 
-def between(raws: Sequence[Raw], fingerprints: dict[str, dict[Path, tuple[str, int]]]) -> list[Finding]:
+def between(raws: Sequence[Raw], looks: dict[str, dict[Path, Look]]) -> list[Finding]:
     """Find pictures that are there more than once, and splits that do not fit together."""
     splits = [raw.split for raw in raws]
-    found = _copies(fingerprints)
+    found = _copies(looks)
     if "train" in splits and "val" not in splits:
         text = "no validation split: a fifth of the training pictures will be set aside at random (lucidetr data split)"
         found.append(Finding("no-validation", "warning", text))
@@ -249,11 +283,11 @@ def categories_of(raw: Raw) -> list[str]:
     return sorted(name if number is None else f"{number} {name}" for number, name in named)
 
 
-def _copies(fingerprints: dict[str, dict[Path, tuple[str, int]]]) -> list[Finding]:
+def _copies(looks: dict[str, dict[Path, Look]]) -> list[Finding]:
     """Find pictures that are there twice: the same bytes, or, over splits, nearly the same look."""
     found, owner = [], {}
-    for split, pictures in fingerprints.items():
-        for path, (digest, _) in pictures.items():
+    for split, pictures in looks.items():
+        for path, (digest, *_) in pictures.items():
             if digest not in owner:
                 owner[digest] = (split, path)
                 continue
@@ -263,25 +297,23 @@ def _copies(fingerprints: dict[str, dict[Path, tuple[str, int]]]) -> list[Findin
             else:
                 text = f"{path} ({split}) is the same picture as {first} ({other}): results on {split} mean little"
                 found.append(Finding("splits-share-image", "error", f"{text}; delete it from one of them"))
-    names = list(fingerprints)
+    names = list(looks)
     for number, split in enumerate(names):
         for other in names[number + 1 :]:
-            found += _look_alikes(split, fingerprints[split], other, fingerprints[other])
+            found += _look_alikes(split, looks[split], other, looks[other])
     return found
 
 
-def _look_alikes(
-    split: str, mine: dict[Path, tuple[str, int]], other: str, theirs: dict[Path, tuple[str, int]]
-) -> Iterable[Finding]:
+def _look_alikes(split: str, mine: dict[Path, Look], other: str, theirs: dict[Path, Look]) -> Iterable[Finding]:
     """Yield pairs of pictures of two splits that look the same but are not the same file."""
     if not mine or not theirs:
         return
-    there = np.array([look for _, look in theirs.values()], dtype=np.uint64)
-    paths, digests = list(theirs), [digest for digest, _ in theirs.values()]
-    for path, (digest, look) in mine.items():
-        apart = np.unpackbits((there ^ np.uint64(look)).view(np.uint8).reshape(-1, 8), axis=1).sum(1)
+    there = np.array([look.bits for look in theirs.values()], dtype=np.uint64)
+    paths, digests = list(theirs), [look.digest for look in theirs.values()]
+    for path, (digest, bits, *_) in mine.items():
+        apart = np.unpackbits((there ^ np.uint64(bits)).view(np.uint8).reshape(-1, 8), axis=1).sum(1)
         nearest = int(apart.argmin())
-        plain = bin(look).count("1") in (0, 64)  # one colour all over: every such picture looks the same
+        plain = bits.bit_count() in (0, 64)  # one colour all over: every such picture looks the same
         if apart[nearest] <= NEAR and digests[nearest] != digest and not plain:
             text = f"{path} ({split}) looks like {paths[nearest]} ({other}): frames of one film, or a copy?"
             yield Finding("splits-look-alike", "warning", text)

@@ -1,0 +1,239 @@
+"""Pictures of one place: cuts of a scan are found with their shift, other pictures are not; labels made twice."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from lucidetr.data import doctor
+from lucidetr.data.doctor import diagnose, summary_table
+from lucidetr.data.places import LONG, Agreement, Twice, View, agreement, find_pairs, shared_places, small_copy
+from lucidetr.data.raw import Box, Picture, Raw
+
+WIDTH, HEIGHT = 320, 240
+PUT = "put both into one split"
+BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
+
+
+def blobs(seed: int, cells: int, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """Return a smooth picture of cells² random shades."""
+    grey = np.random.default_rng(seed).integers(0, 255, (cells, cells), dtype=np.uint8)
+    return Image.fromarray(grey).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def views(images: list[Image.Image], raw: Raw | None = None) -> list[View]:
+    raw = raw or Raw("train")
+    raw.pictures += [Picture(f"{i}", Path(f"{i}.png")) for i in range(len(images))]
+    return [View(raw, number, image.size, small_copy(image)) for number, image in enumerate(images)]
+
+
+def cut(scan: Image.Image, x: int, y: int) -> Image.Image:
+    return scan.crop((x, y, x + WIDTH, y + HEIGHT))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("noise", [0, 12])
+def test_two_cuts_of_one_scan_are_found_with_their_shift(seed, noise):
+    random = np.random.default_rng(seed)
+    scan = blobs(seed, 60, 900, 700)
+    places = [(100, 100), (100 + int(random.integers(-90, 180)), 100 + int(random.integers(-90, 130)))]
+    changed = []
+    for number, (x, y) in enumerate(places):
+        pixels = 0.8**number * np.asarray(cut(scan, x, y), dtype=float) + random.normal(0, noise, (HEIGHT, WIDTH))
+        changed.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+    (pair,) = find_pairs(views([*changed, blobs(seed + 100, 40)]))
+    assert (pair.first.number, pair.second.number) == (0, 1)
+    shift = np.subtract(places[1], places[0])
+    assert np.abs(np.subtract(pair.shift_xy, shift)).max() <= 0.5  # a fifth of a pixel of the small copies
+    common = (WIDTH - abs(shift[0])) * (HEIGHT - abs(shift[1])) / (WIDTH * HEIGHT)
+    assert pair.share == pytest.approx(common, abs=0.02)
+
+
+def stripes(random) -> Image.Image:
+    angle, often, start = random.uniform(0, np.pi), random.uniform(0.05, 0.5), random.uniform(0, 6)
+    way = np.arange(WIDTH)[None] * np.cos(angle) + np.arange(HEIGHT)[:, None] * np.sin(angle)
+    return Image.fromarray(((np.sin(often * way + start) > 0) * 200 + 20).astype(np.uint8))
+
+
+def board(random) -> Image.Image:
+    across, down = (np.arange(WIDTH) + random.integers(20)) // 10, (np.arange(HEIGHT) + random.integers(20)) // 10
+    shades = ((across[None] + down[:, None]) % 2) * 150 + 40 + random.normal(0, 10, (HEIGHT, WIDTH))
+    return Image.fromarray(shades.clip(0, 255).astype(np.uint8))
+
+
+def page(random) -> Image.Image:
+    """A white page with a few black boxes."""
+    image = Image.new("L", (WIDTH, HEIGHT), 255)
+    for _ in range(random.integers(1, 6)):
+        x, y, wide, high = random.integers((0, 0, 5, 5), (280, 200, 40, 40)).tolist()
+        ImageDraw.Draw(image).rectangle([x, y, x + wide, y + high], fill=0)
+    return image
+
+
+def text(random) -> Image.Image:
+    """A white page with lines of random letters, all at the same heights."""
+    image = Image.new("L", (WIDTH, HEIGHT), 255)
+    for y in range(20, 220, 14):
+        letters = "".join(random.choice(list("abcdefghijklmnopqrstuvwxyz     "), 45))
+        ImageDraw.Draw(image).text((20, y), letters, fill=0)
+    return image
+
+
+def cells(random) -> Image.Image:
+    """Forty discs of one size and shade, which lie otherwise in every picture."""
+    image = Image.new("L", (WIDTH, HEIGHT), 200)
+    for x, y in random.integers((0, 0), (WIDTH, HEIGHT), (40, 2)).tolist():
+        ImageDraw.Draw(image).ellipse([x - 12, y - 12, x + 12, y + 12], fill=120, outline=60)
+    return image
+
+
+KINDS = {
+    "stripes": stripes,
+    "boards": board,
+    "pages": page,
+    "text": text,
+    "cells": cells,
+    "noise": lambda random: Image.fromarray(random.integers(0, 255, (HEIGHT, WIDTH), dtype=np.uint8)),
+    "plain": lambda random: Image.new("L", (WIDTH, HEIGHT), int(random.integers(255))),
+} | {f"blobs {n}": lambda random, n=n: blobs(int(random.integers(2**31)), n) for n in (2, 3, 5, 8, 16, 32)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_of_one_kind_are_not_taken_for_one_place(kind):
+    random = np.random.default_rng(0)
+    assert find_pairs(views([KINDS[kind](random) for _ in range(60)])) == []
+
+
+def test_pictures_of_another_size_too_small_ones_and_few_are_left_alone():
+    scan = blobs(0, 60)
+    assert find_pairs([]) == []
+    assert find_pairs(views([scan])) == []
+    assert find_pairs(views([scan, scan.resize((WIDTH, HEIGHT + 40))])) == []
+    assert find_pairs(views([scan.resize((WIDTH, 30))] * 2)) == []  # 128 × 12 in small
+    assert [pair.shift_xy for pair in find_pairs(views([scan, scan]))] == [(0.0, 0.0)]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "1", "RGBA", "CMYK", "I", "F", "I;16"])
+def test_a_small_copy_is_grey_and_upright_whatever_the_mode(mode):
+    grey = blobs(1, 6)
+    image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+    small = small_copy(image)
+    assert (small.shape, small.dtype) == ((LONG * HEIGHT // WIDTH, LONG), np.uint8)
+    assert np.corrcoef(small.ravel(), small_copy(grey).ravel())[0, 1] > 0.9
+    image.getexif()[274] = 6  # seen upright it is turned by a quarter, clockwise
+    assert np.array_equal(small_copy(image), np.rot90(small, -1))
+    assert small_copy(blobs(1, 6, 40, 30)).shape == (30, 40)  # nothing is made larger
+
+
+def two_labellings(first: list[list[float]], second: list[list[float]], **said) -> Agreement | None:
+    """Return the agreement of labels on two cuts of a scan, the second 60 pixels to the right and 40 further down."""
+    raw, scan = Raw("train"), blobs(3, 60, 900, 700)
+    seen = views([cut(scan, 100, 100), cut(scan, 160, 140)], raw)
+    for number, boxes in enumerate((first, second)):
+        raw.boxes += [Box(f"{number}.{i}", number, "cell", box, **said) for i, box in enumerate(boxes)]
+    return agreement(find_pairs(seen))
+
+
+def test_labels_made_twice_agree_by_hand():
+    """A box 100 wide and 50 high in both, once moved by 20: IoU (80 × 50) / (120 × 50) = 2/3; and one in one alone."""
+    found = two_labellings([[100, 60, 100, 50], [200, 150, 40, 40]], [[60, 20, 100, 50]])
+    assert found is not None
+    assert found.pairs == 1
+    assert (found.together.labels, found.together.paired) == (3, pytest.approx(2 / 3))
+    assert found.together.iou == pytest.approx(2 / 3, abs=0.005)
+    assert found.together.within == pytest.approx(0.4)  # at 0.50, 0.55, 0.60 and 0.65
+    assert found.categories == {"cell": found.together}
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [50, 60, 40, 40],  # cut off in the second picture
+        [61, 60, 40, 40],  # too near to its edge
+        [280, 60, 40, 40],  # at the first's own edge
+        [100, 60, 0, 40],
+        [100, 60, float("nan"), 40],
+    ],
+)
+def test_what_both_cannot_see_whole_is_no_label_made_twice(box):
+    assert two_labellings([box], []) is None
+    assert two_labellings([[100, 60, 40, 40]], [], crowd=True) is None
+    alone = Twice(1, 0.0, None, None)
+    assert two_labellings([[100, 60, 40, 40]], []) == Agreement(1, alone, {"cell": alone})
+
+
+def test_what_moves_before_a_camera_that_stands_is_not_labelled_twice():
+    raw, still = Raw("train"), np.asarray(blobs(5, 40))
+    images = []
+    for x in (20, 120, 220):
+        image = Image.fromarray(still.copy())
+        ImageDraw.Draw(image).rectangle([x, 90, x + 60, 130], fill=255)
+        ImageDraw.Draw(image).rectangle([x + 10, 100, x + 25, 120], fill=0)
+        images.append(image)
+    seen = views(images, raw)
+    raw.boxes = [Box(f"{i}", i, "car", [20 + 100 * i, 90, 60, 40]) for i in range(3)]
+    pairs = find_pairs(seen)
+    assert np.allclose([pair.shift_xy for pair in pairs], np.zeros((3, 2)), atol=0.1)
+    assert agreement(pairs) is None
+
+
+def scan_in_splits(folder: Path) -> Path:
+    """Write a COCO set of three pictures: one for training, and two of which each shows a part of it."""
+    scan = blobs(7, 80, 1000, 700)
+    cuts = {"test": [(300, 200)], "train": [(380, 200)], "val": [(300, 320)]}
+    for split, places in cuts.items():
+        (folder / split).mkdir(parents=True)
+        images, boxes = [], []
+        for i, (x, y) in enumerate(places, 1):
+            cut(scan, x, y).save(folder / split / f"{split}{i}.png")
+            images.append({"id": i, "file_name": f"{split}{i}.png", "width": WIDTH, "height": HEIGHT})
+            boxes.append({"id": i, "image_id": i, "category_id": 1, "bbox": [500 - x, 360 - y, 40, 40]})
+        content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cell"}]}
+        (folder / "annotations").mkdir(exist_ok=True)
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_doctor_says_what_two_splits_share_of_the_split_that_is_measured(tmp_path, monkeypatch):
+    folder = scan_in_splits(tmp_path / "scan")
+    report = diagnose(folder)
+    said = sorted(finding.text for finding in report.findings if finding.kind == "splits-share-place")
+    test, train, val = (folder / split / f"{split}1.png" for split in ("test", "train", "val"))
+    assert said == [
+        f"{test} (test) looks like {train} (train) moved by 80 and 0 pixels, 75% of it one place: {PUT}",
+        f"{val} (val) looks like {train} (train) moved by 80 and -120 pixels, 38% of it one place: {PUT}",
+    ]
+    assert report.twice is not None
+    assert (report.twice.pairs, report.twice.together.labels, report.twice.together.paired) == (3, 6, 1.0)
+    assert "3 pairs of pictures show one place. Objects that both show whole have 6 labels; 100%" in summary_table(
+        report
+    )
+    assert report.to_dict()["labelled_twice"]["categories"]["cell"]["labels"] == 6
+    unseen = diagnose(folder, places="off")
+    assert unseen.twice is None
+    assert not [finding for finding in unseen.findings if finding.kind == "splits-share-place"]
+    monkeypatch.setattr(doctor, "MOST_COMPARED", 2)
+    assert "pictures of one place: not looked for (--places all" in summary_table(diagnose(folder))
+    assert diagnose(folder, places="all").twice == report.twice
+
+
+def test_a_place_within_one_split_is_no_finding():
+    pairs = find_pairs(views([cut(blobs(3, 60, 900, 700), x, 100) for x in (100, 180)]))
+    assert len(pairs) == 1
+    assert shared_places(pairs) == []
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason=f"BCCD is not at {BCCD}")
+def test_bccd_shows_forty_three_places_twice():
+    """All 43 were looked at by eye. A quarter of the labels there have no partner, the others are a bit off."""
+    report = diagnose(BCCD)
+    said = [finding.text for finding in report.findings if finding.kind == "splits-share-place"]
+    assert len({text.split()[0] for text in said}) == len(said) == 22
+    assert sum("(test) looks like" in text for text in said) == 13
+    assert sum("(test) looks like" in text and "(train)" in text for text in said) == 9
+    assert report.twice is not None
+    assert report.twice.pairs == 43
+    assert report.twice.together.paired == pytest.approx(0.75, abs=0.02)
+    assert report.twice.together.iou == pytest.approx(0.82, abs=0.01)
