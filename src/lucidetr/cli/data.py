@@ -19,7 +19,7 @@ AUGMENTED, VERSIONS = 4, 5  # pictures of a sheet, and how often each
 
 HELP = """\
 lucidetr data convert SOURCE FOLDER --to coco|yolo|voc   any data set, generated ones too, as a new folder
-lucidetr data split SOURCE FOLDER --val 0.2 --test 0.1   a set without splits, divided at random
+lucidetr data split SOURCE FOLDER --val 0.2 --test 0.1   a set without splits, divided at random, places kept whole
 lucidetr data sample SOURCE SHEET.png                    a sheet of pictures with their boxes
 lucidetr data augment [RECIPE] --data SOURCE --out SHEET.png
                                                          pictures as a run's first epochs see them; any setting of train
@@ -50,6 +50,8 @@ class Split:
     test: float = 0.0
     """Share of the images for the test."""
     seed: int = 0
+    places: Literal["auto", "all", "off"] = "auto"
+    """Keep pictures that show one place in one part; auto: up to 1,000 pictures, of which every two are compared."""
     to: Literal["coco", "yolo", "voc"] = "coco"
     bad_boxes: Literal["refuse", "drop"] = "refuse"
 
@@ -91,7 +93,8 @@ def split(arguments: list[str]) -> None:
     options = tyro.cli(Split, args=arguments, prog="lucidetr data split")
     check_ranges(options, "--", {"seed": SEEDS})
 
-    from lucidetr.data.export import divide, write_splits
+    from lucidetr.data.export import divide, places_of, write_splits
+    from lucidetr.data.places import compares
 
     splits = opened(options)
     if list(splits) != ["train"]:
@@ -100,7 +103,13 @@ def split(arguments: list[str]) -> None:
         )
     whole = splits["train"]
     folder = Path(options.folder)
-    tell(write_splits(divide(whole, options.val, options.test, options.seed), folder, options.to), folder)
+    places = places_of(whole) if compares(len(whole), options.places) else None
+    parts = divide(whole, options.val, options.test, options.seed, places)
+    tell(write_splits(parts, folder, options.to), folder)
+    if places is None:
+        print("pictures of one place may lie in different parts (--places all compares every two pictures)")
+    elif together := len(whole) - len(set(places.tolist())):
+        print(f"{together} pictures stayed with others that show the same place")
 
 
 def sample(arguments: list[str]) -> None:

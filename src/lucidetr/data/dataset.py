@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from lucidetr.config import TrainConfig
@@ -249,7 +249,26 @@ def set_aside(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Da
         raise InputError(
             f"{dataset.name}: {len(dataset)} image cannot be split; give a validation set, more images, or --overfit 1"
         )
-    order = np.random.default_rng(seed).permutation(len(dataset))
-    count = min(max(round(fraction * len(dataset)), 1), len(dataset) - 1)
-    val, train = np.sort(order[:count]), np.sort(order[count:])
-    return dataset.subset(train, f"{dataset.name}, rest"), dataset.subset(val, f"{dataset.name}, set aside")
+    chosen = held_out(len(dataset), fraction, seed)
+    rest = np.setdiff1d(np.arange(len(dataset)), chosen)
+    return dataset.subset(rest, f"{dataset.name}, rest"), dataset.subset(chosen, f"{dataset.name}, set aside")
+
+
+def held_out(
+    number: int, fraction: float, seed: int, places: Int[np.ndarray, " picture"] | None = None
+) -> Int[np.ndarray, " held"]:
+    """Choose a share of so many pictures at random, at least one and never all; those of one place go together.
+
+    >>> held_out(6, 0.4, seed=1, places=np.array([0, 0, 0, 1, 1, 2])).tolist()
+    [3, 4]
+    """
+    order = np.random.default_rng(seed).permutation(number)
+    count = min(max(round(fraction * number), 1), number - 1)
+    if places is None:
+        return np.sort(order[:count])
+    groups = [np.flatnonzero(places == place) for place in dict.fromkeys(places[order].tolist())]
+    chosen: list[int] = []
+    for group in groups:
+        if len(chosen) + len(group) <= count:
+            chosen += group.tolist()
+    return np.sort(np.array(chosen or min(groups, key=len)))

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from lucidetr.data.examine import examine
-from lucidetr.data.places import Agreement
+from lucidetr.data.places import Agreement, compares
 from lucidetr.data.raw import Finding, Raw, read_raw
 from lucidetr.data.sums import compare
 
-MOST_COMPARED = 1000  # pictures, of which every two are compared unless that is asked for or forbidden: 20 seconds
+FEWEST_LABELS = 20  # that tell how far labels made twice agree
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Report:
     raws: list[Raw] = field(default_factory=list, repr=False)
     """What was read, for pictures of it."""
     twice: Agreement | None = None
-    """How far labels agree where two pictures show one place."""
+    """How far labels agree where two pictures show one place; None where fewer than 20 lie in such places."""
     places: bool = True
     """Whether every two pictures were compared, to find such places."""
 
@@ -62,13 +62,13 @@ class Report:
 def diagnose(source: Path, num_queries: int = 0, places: Literal["auto", "all", "off"] = "auto") -> Report:
     """Read a data set as far as it can be read, decode every picture, and say all that is wrong. It only reads.
 
-    Every two pictures are compared to find those that show one place; with `auto` only up to MOST_COMPARED pictures.
+    Every two pictures are compared to find those that show one place; with `auto` only up to 1,000 pictures.
     Where `lucidetr data lock` has written down the sums of its files, they are compared.
     """
     form, raws = read_raw(source)
-    few = sum(len(raw.pictures) for raw in raws) <= MOST_COMPARED
-    compared = places == "all" or (places == "auto" and few)
+    compared = compares(sum(len(raw.pictures) for raw in raws), places)
     findings, twice = examine(raws, num_queries, compared)
+    twice = twice if twice and twice.together.labels >= FEWEST_LABELS else None
     findings += compare(source if source.is_dir() else source.parent)
     splits = [summarise(raw) for raw in raws if raw.pictures]
     return Report(str(source), form, splits, findings, raws, twice, compared)
@@ -127,5 +127,8 @@ def _labelled_twice(twice: Agreement) -> Iterator[str]:
     for name, each in twice.categories.items():
         text = f"  {name}: {each.labels} labels, {each.paired:.0%} with a partner"
         if each.iou is not None:
-            text += f"; mean IoU of partners {each.iou:.2f}, share within COCO's ten IoUs {each.within:.2f}"
+            text += (
+                f"; mean IoU of partners {each.iou:.2f}, share within COCO's ten IoUs {each.within:.2f}, "
+                f"of boxes without error {each.ideal:.2f}"
+            )
         yield text

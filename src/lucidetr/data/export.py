@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from lucidetr.data import digits
 from lucidetr.data.coco import write_coco
-from lucidetr.data.dataset import Dataset, open_dataset, refuse_other_categories, set_aside
+from lucidetr.data.dataset import Dataset, held_out, open_dataset, refuse_other_categories
+from lucidetr.data.places import View, find_pairs, small_copy
+from lucidetr.data.raw import Raw
 from lucidetr.data.splits import find_splits
 from lucidetr.data.yolo import label_file
 from lucidetr.errors import InputError
@@ -25,15 +30,40 @@ def open_splits(source: str, bad_boxes: Literal["refuse", "drop"] = "refuse") ->
     return {split: open_dataset(source, split, bad_boxes) for split in names}
 
 
-def divide(dataset: Dataset, val: float, test: float, seed: int) -> dict[str, Dataset]:
-    """Return one split as two or three, at random; the same seed divides the same way."""
+def divide(
+    dataset: Dataset, val: float, test: float, seed: int, places: Int[np.ndarray, " picture"] | None = None
+) -> dict[str, Dataset]:
+    """Return one split as two or three, at random; the same seed divides the same way.
+
+    Pictures with the same number in `places` stay together.
+    """
     if not (0 < val < 1 and 0 <= test < 1 and val + test < 1):
         raise InputError(f"--val {val:g} --test {test:g}: give shares above 0 that leave something for training")
-    rest, held = set_aside(dataset, val + test, seed)
-    if not test:
-        return {"train": rest, "val": held}
-    first, second = set_aside(held, test / (val + test), seed)
-    return {"train": rest, "val": first, "test": second}
+    if len(dataset) < (needed := 3 if test else 2):
+        raise InputError(f"{dataset.name}: {len(dataset)} pictures cannot be split into {needed}; give more")
+    held = held_out(len(dataset), val + test, seed, places)
+    parts = {"train": np.setdiff1d(np.arange(len(dataset)), held), "val": held}
+    if test:
+        first = held_out(len(held), test / (val + test), seed, None if places is None else places[held])
+        parts |= {"val": np.delete(held, first), "test": held[first]}
+    if places is not None and (empty := [split for split, indices in parts.items() if not len(indices)]):
+        raise InputError(
+            f"{dataset.name}: its {len(dataset)} pictures show {len(np.unique(places))} places, and none was left for "
+            f"{' and '.join(empty)}; try another --seed or other shares, give more pictures, or --places off"
+        )
+    return {split: dataset.subset(indices, f"{dataset.name}, {split}") for split, indices in parts.items()}
+
+
+def places_of(dataset: Dataset) -> Int[np.ndarray, " picture"]:
+    """Return a number for each picture, the same for those that show one place; every two are compared."""
+    whole, views = Raw("train"), []
+    for number in range(len(dataset)):
+        image = Image.fromarray(dataset.decoded(number).permute(1, 2, 0).numpy())
+        views.append(View(whole, number, image.size, small_copy(image)))
+    links = [(pair.first.number, pair.second.number) for pair in find_pairs(views)]
+    rows, columns = np.array(links, dtype=int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(links)), (rows, columns)), shape=(len(views), len(views)))
+    return connected_components(graph, directed=False)[1]
 
 
 def write_splits(splits: Mapping[str, Dataset], folder: Path, form: Format) -> dict[str, int]:

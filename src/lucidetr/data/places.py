@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ BLOCKS, SPREAD = 6, 12  # of 6 × 6 blocks of what both see, so many must agree:
 BLOCK = 64  # pictures that one is compared with at a time
 MARGIN = 0.01  # of the longer side: objects nearer to an edge of what both see may be cut
 PATCH = 8  # pixels of a small copy, at least, in which an object must look the same,
-SAME = 0.7  # that is have this correlation
+SAME = 0.85  # that is have this correlation
+MOST_COMPARED = 1000  # pictures, of which every two are compared unless that is asked for or forbidden: 20 seconds
 ORDER = {"train": 0, "val": 1, "test": 2}
 IOUS = tuple(step / 100 for step in range(50, 100, 5))  # COCO's
 
@@ -72,6 +73,7 @@ class Twice:
     paired: float  # share of them with a partner of their category in the other, at an IoU of at least 0.5
     iou: float | None  # mean over the partners, None where there are none
     within: float | None  # mean over COCO's ten IoUs of the share of partners that agree so well
+    ideal: float | None  # and of the share of labels that boxes without any error would meet so well
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Agreement:
     pairs: int
     together: Twice
     categories: dict[str, Twice]
+
+
+def compares(pictures: int, places: Literal["auto", "all", "off"]) -> bool:
+    """Say whether every two of so many pictures are compared."""
+    return places == "all" or (places == "auto" and pictures <= MOST_COMPARED)
 
 
 def small_copy(image: Image.Image) -> UInt8[np.ndarray, "rows columns"]:
@@ -250,7 +257,7 @@ def agreement(pairs: Sequence[Pair]) -> Agreement | None:
     a camera that stands still is left out.
     """
     labels: dict[str, int] = defaultdict(int)
-    ious: dict[str, list[float]] = defaultdict(list)
+    ious: dict[str, list[tuple[float, float]]] = defaultdict(list)
     boxes = _boxes_of(pairs)
     for pair in pairs:
         first, second = (
@@ -261,9 +268,12 @@ def agreement(pairs: Sequence[Pair]) -> Agreement | None:
             labels[name] += 1
         for name in {name for name, _ in first} & {name for name, _ in second}:
             mine, other = (torch.tensor([xyxy for each, xyxy in side if each == name]) for side in (first, second))
-            overlaps = iou(mine[:, None], other[None]).numpy()
-            best = overlaps[linear_sum_assignment(overlaps, maximize=True)]
-            ious[name] += best[best >= IOUS[0]].tolist()
+            overlaps = iou(mine[:, None], other[None])
+            i, j = map(torch.from_numpy, linear_sum_assignment(overlaps.numpy(), maximize=True))
+            # two labels with independent errors are √2 times as far apart as one of them from the truth
+            true = mine[i] + (other[j] - mine[i]) / math.sqrt(2)
+            both = zip(overlaps[i, j].tolist(), iou(mine[i], true).tolist(), strict=True)
+            ious[name] += [each for each in both if each[0] >= IOUS[0]]
     if not labels:
         return None
     categories = {name: _twice(labels[name], ious[name]) for name in sorted(labels)}
@@ -272,16 +282,16 @@ def agreement(pairs: Sequence[Pair]) -> Agreement | None:
     )
 
 
-def _twice(labels: int, ious: Sequence[float]) -> Twice:
-    """Return the numbers of one category.
+def _twice(labels: int, ious: Sequence[tuple[float, float]]) -> Twice:
+    """Return the numbers of one category, from the IoU of each two partners and that of one with the likely truth.
 
-    >>> _twice(5, [0.5, 0.75])
-    Twice(labels=5, paired=0.8, iou=0.625, within=0.35)
+    >>> _twice(5, [(0.5, 0.6), (0.75, 0.8)])
+    Twice(labels=5, paired=0.8, iou=0.625, within=0.35, ideal=0.5)
     """
     if not ious:
-        return Twice(labels, 0.0, None, None)
-    within = np.mean([[each >= least for least in IOUS] for each in ious])
-    return Twice(labels, 2 * len(ious) / labels, float(np.mean(ious)), float(within))
+        return Twice(labels, 0.0, None, None, None)
+    within, ideal = np.mean([[np.greater_equal(each, least) for least in IOUS] for each in ious], axis=(0, 1)).tolist()
+    return Twice(labels, 2 * len(ious) / labels, float(np.mean(ious, axis=0)[0]), within, ideal)
 
 
 def _boxes_of(pairs: Sequence[Pair]) -> dict[tuple[int, int], list[Box]]:
