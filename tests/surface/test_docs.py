@@ -142,7 +142,7 @@ def test_the_rooms_of_the_architecture_page_are_in_the_order_that_is_held():
 def kinds_of_findings() -> dict[str, str]:
     """Return every kind that the doctor's source can say, and whether training refuses it."""
     kinds = {}
-    for name in ("raw.py", "examine.py", "sums.py"):
+    for name in ("raw.py", "examine.py", "sums.py", "places.py"):
         for node in ast.walk(ast.parse((ROOT / "src" / "lucidetr" / "data" / name).read_text())):
             if not isinstance(node, ast.Call):
                 continue

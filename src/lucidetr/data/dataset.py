@@ -255,8 +255,8 @@ def set_aside(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Da
 
 
 def held_out(
-    number: int, fraction: float, seed: int, places: Int[np.ndarray, " picture"] | None = None
-) -> Int[np.ndarray, " held"]:
+    number: int, fraction: float, seed: int, places: Int[np.ndarray, " image"] | None = None
+) -> Int[np.ndarray, " chosen"]:
     """Choose a share of so many pictures at random, at least one and never all; those of one place go together.
 
     >>> held_out(6, 0.4, seed=1, places=np.array([0, 0, 0, 1, 1, 2])).tolist()

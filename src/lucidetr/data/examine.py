@@ -32,7 +32,7 @@ class Look(NamedTuple):
     digest: str
     bits: int
     size: tuple[int, int]  # width and height, upright
-    small: UInt8[np.ndarray, "rows columns"] | None = None
+    small: UInt8[np.ndarray, "height width"] | None = None
 
     def resembles(self, other: "Look") -> bool:
         """Say whether another picture is the same file, or looks nearly the same."""

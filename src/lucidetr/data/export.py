@@ -31,7 +31,7 @@ def open_splits(source: str, bad_boxes: Literal["refuse", "drop"] = "refuse") ->
 
 
 def divide(
-    dataset: Dataset, val: float, test: float, seed: int, places: Int[np.ndarray, " picture"] | None = None
+    dataset: Dataset, val: float, test: float, seed: int, places: Int[np.ndarray, " image"] | None = None
 ) -> dict[str, Dataset]:
     """Return one split as two or three, at random; the same seed divides the same way.
 
@@ -54,7 +54,7 @@ def divide(
     return {split: dataset.subset(indices, f"{dataset.name}, {split}") for split, indices in parts.items()}
 
 
-def places_of(dataset: Dataset) -> Int[np.ndarray, " picture"]:
+def places_of(dataset: Dataset) -> Int[np.ndarray, " image"]:
     """Return a number for each picture, the same for those that show one place; every two are compared."""
     whole, views = Raw("train"), []
     for number in range(len(dataset)):

@@ -47,7 +47,7 @@ class View(NamedTuple):
     raw: Raw
     number: int
     size: tuple[int, int]  # width and height in pixels
-    small: UInt8[np.ndarray, "rows columns"]
+    small: UInt8[np.ndarray, "height width"]
 
     @property
     def path(self) -> Path:
@@ -90,7 +90,7 @@ def compares(pictures: int, places: Literal["auto", "all", "off"]) -> bool:
     return places == "all" or (places == "auto" and pictures <= MOST_COMPARED)
 
 
-def small_copy(image: Image.Image) -> UInt8[np.ndarray, "rows columns"]:
+def small_copy(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
     """Return a picture in grey, upright, its longer side LONG pixels (one that is smaller stays as it is)."""
     plain = image if image.mode in ("L", "RGB", "I", "F") else Image.fromarray(to_rgb(image))
     scale = min(1.0, LONG / max(image.size))
@@ -144,7 +144,7 @@ def _by_chance(independent: float, num_pairs: int) -> float:
 
 
 def _candidates(
-    pictures: Float[Tensor, "picture rows columns"],
+    pictures: Float[Tensor, "image height width"],
 ) -> Iterator[tuple[int, int, tuple[int, int], float]]:
     """Yield every two pictures that agree somewhere when one is shifted over the other, by how much, and how well."""
     rows, columns = pictures.shape[1:]
@@ -163,7 +163,7 @@ def _candidates(
                 yield first, start + offset, shift, float(best[offset])
 
 
-def details_of(pictures: Float[Tensor, "picture rows columns"], window: int) -> Float[Tensor, "picture rows columns"]:
+def details_of(pictures: Float[Tensor, "image height width"], window: int) -> Float[Tensor, "image height width"]:
     """Return pictures without their mean over a window about each pixel, with a standard deviation of 1.
 
     Shades that span a picture look alike in many; what is finer than the window tells places apart.
@@ -173,7 +173,7 @@ def details_of(pictures: Float[Tensor, "picture rows columns"], window: int) -> 
     return details / details.std((1, 2), keepdim=True).clamp(min=1.0)  # less than a step of brightness is noise
 
 
-def num_details(pictures: Float[Tensor, "picture rows columns"]) -> list[float]:
+def num_details(pictures: Float[Tensor, "image height width"]) -> list[float]:
     """Return how many details each picture has that are independent of each other: frequencies that share its power.
 
     The correlation of two unrelated pictures with n details has a standard deviation of about 1/√n.
@@ -183,8 +183,8 @@ def num_details(pictures: Float[Tensor, "picture rows columns"]) -> list[float]:
 
 
 def seen_by_both(
-    first: Float[Tensor, "rows columns"], second: Float[Tensor, "rows columns"], shift_xy: tuple[int, int]
-) -> tuple[Float[Tensor, "high wide"], Float[Tensor, "high wide"]]:
+    first: Float[Tensor, "height width"], second: Float[Tensor, "height width"], shift_xy: tuple[int, int]
+) -> tuple[Float[Tensor, "common_h common_w"], Float[Tensor, "common_h common_w"]]:
     """Return what two pictures have in common where the second lies `shift_xy` to the right of, and below, the first.
 
     >>> seen_by_both(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 3.0, 4.0]]), (1, 0))
@@ -195,7 +195,7 @@ def seen_by_both(
     return mine, second[max(0, -dy) : max(0, rows - max(0, dy)), max(0, -dx) : max(0, columns - max(0, dx))]
 
 
-def correlation(first: Float[Tensor, "high wide"], second: Float[Tensor, "high wide"]) -> float:
+def correlation(first: Float[Tensor, "common_h common_w"], second: Float[Tensor, "common_h common_w"]) -> float:
     """Return the correlation of two patches, 0 where one of them is plain or too small to tell.
 
     >>> patch = torch.arange(16.0).reshape(4, 4)
@@ -209,7 +209,7 @@ def correlation(first: Float[Tensor, "high wide"], second: Float[Tensor, "high w
     return round(float((first * second).sum()) / size, 6) if size > 1e-6 else 0.0
 
 
-def spread(first: Float[Tensor, "high wide"], second: Float[Tensor, "high wide"]) -> float:
+def spread(first: Float[Tensor, "common_h common_w"], second: Float[Tensor, "common_h common_w"]) -> float:
     """Return over how many of BLOCKS × BLOCKS blocks the agreement of two patches is spread: those that share its sum.
 
     >>> spread(torch.ones(12, 12), torch.ones(12, 12)), spread(torch.eye(12), torch.eye(12))
