@@ -1,6 +1,7 @@
 """Pictures of one place: cuts of a scan are found with their shift, other pictures are not; labels made twice."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,15 @@ def test_the_doctor_says_what_two_splits_share_of_the_split_that_is_measured(tmp
     monkeypatch.setattr(places, "MOST_COMPARED", 2)
     assert "pictures of one place: not looked for (--places all" in summary_table(diagnose(folder))
     assert diagnose(folder, places="all").twice == report.twice
+
+
+def test_before_a_camera_that_stands_not_every_two_pictures_are_looked_at(monkeypatch):
+    """Each picture is tied to the two before it, so all are of one place still."""
+    monkeypatch.setattr(places, "MOST_PARTNERS", 2)
+    random, still = np.random.default_rng(0), np.asarray(blobs(5, 40), dtype=float)
+    noisy = [still + random.normal(0, 3, still.shape) for _ in range(7)]
+    pairs = find_pairs(views([Image.fromarray(each.clip(0, 255).astype(np.uint8)) for each in noisy]))
+    assert Counter(pair.second.number for pair in pairs) == {1: 1, 2: 2, 3: 2, 4: 2, 5: 2, 6: 2}
 
 
 def test_a_place_within_one_split_is_no_finding():

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lucidetr.data.decoding import DAMAGED, EXIF_ORIENTATION, MAX_PIXELS, TURNED, refuse_by_header, upright_sides
 from lucidetr.data.faults import EDGE_TOLERANCE, listing
-from lucidetr.data.places import Agreement, View, agreement, find_pairs, shared_places, small_copy
+from lucidetr.data.places import Agreement, View, agreement, find_pairs, rank, shared_places, small_copy
 from lucidetr.data.raw import Finding, Picture, Raw
 from lucidetr.errors import InputError, unreadable
 
@@ -63,7 +63,7 @@ def examine(raws: Sequence[Raw], num_queries: int = 0, places: bool = True) -> E
                     views[picture.path] = View(raw, number, look.size, look.small)
         _boxes(raw)
         _counts(raw, num_queries)
-    pairs = find_pairs(list(views.values()))
+    pairs = find_pairs(sorted(views.values(), key=lambda view: rank(view.raw.split)))
     everywhere = {path: look for split in looks.values() for path, look in split.items()}
     new = [pair for pair in pairs if not everywhere[pair.first.path].resembles(everywhere[pair.second.path])]
     findings = [finding for raw in raws for finding in raw.findings]

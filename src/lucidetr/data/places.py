@@ -7,7 +7,7 @@ nor zooms, between pictures of one size.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ MARGIN = 0.01  # of the longer side: objects nearer to an edge of what both see 
 PATCH = 8  # pixels of a small copy, at least, in which an object must look the same,
 SAME = 0.85  # that is have this correlation
 MOST_COMPARED = 1000  # pictures, of which every two are compared unless that is asked for or forbidden: 20 seconds
+MOST_PARTNERS = 20  # of a picture: before a camera that stands still all pictures show one place
 ORDER = {"train": 0, "val": 1, "test": 2}
 IOUS = tuple(step / 100 for step in range(50, 100, 5))  # COCO's
 
@@ -99,7 +100,7 @@ def small_copy(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
 
 
 def find_pairs(views: Sequence[View]) -> list[Pair]:
-    """Return all pairs that show one place, in the order of their pictures; each picture is compared with each."""
+    """Return the pairs that show one place: each picture with those before it, until MOST_PARTNERS are found."""
     groups: dict[tuple, list[View]] = defaultdict(list)
     for view in views:
         groups[view.size].append(view)
@@ -114,7 +115,10 @@ def _pairs_of_one_size(views: Sequence[View], num_pairs: int) -> Iterator[Pair]:
     small = torch.from_numpy(np.stack([view.small for view in views])).float()
     fine, independent = details_of(small, 15), num_details(small)
     scale = max(views[0].size) / max(views[0].small.shape)
+    partners: Counter[int] = Counter()
     for first, second, (dx, dy), rough in _candidates(details_of(F.avg_pool2d(small[:, None], 2)[:, 0], 5)):
+        if partners[second] == MOST_PARTNERS:
+            continue
         both = seen_by_both(fine[first], fine[second], (2 * dx, 2 * dy))
         share = both[0].numel() / fine[first].numel()
         least = max(ALIKE, CHANCE * _by_chance(share * min(independent[first], independent[second]), num_pairs))
@@ -131,6 +135,7 @@ def _pairs_of_one_size(views: Sequence[View], num_pairs: int) -> Iterator[Pair]:
             x = dx + _vertex(found.get((dx - 1, dy)), alike, found.get((dx + 1, dy)))
             y = dy + _vertex(found.get((dx, dy - 1)), alike, found.get((dx, dy + 1)))
             share = both[0].numel() / fine[first].numel()
+            partners[second] += 1
             yield Pair(views[first], views[second], (x * scale, y * scale), share, alike)
 
 
@@ -226,21 +231,21 @@ def _vertex(before: float | None, here: float, behind: float | None) -> float:
     return min(0.5, max(-0.5, 0.5 * (before - behind) / bend))
 
 
+def rank(split: str) -> int:
+    """Return where a split stands among the others: what is trained on, then what chooses the model, then the test."""
+    return ORDER.get(split, 0)
+
+
 def shared_places(pairs: Sequence[Pair]) -> list[Finding]:
-    """Return what two splits share: for each picture of the later one, that of the first one that shows most of it."""
+    """Return what two splits share: for each picture, that one of the first split before its own that shows most of it.
+
+    The first of each pair is of the same split or one before it.
+    """
     best: dict[Path, Pair] = {}
-    for pair in sorted(map(_trained_first, pairs), key=lambda each: (ORDER.get(each.first.raw.split, 0), -each.share)):
+    for pair in sorted(pairs, key=lambda each: (rank(each.first.raw.split), -each.share)):
         if pair.first.raw is not pair.second.raw:
             best.setdefault(pair.second.path, pair)
     return [Finding("splits-share-place", "warning", _words(pair)) for pair in best.values()]
-
-
-def _trained_first(pair: Pair) -> Pair:
-    """Return a pair with the picture first that is trained on, or is of another split than the test."""
-    if ORDER.get(pair.first.raw.split, 0) <= ORDER.get(pair.second.raw.split, 0):
-        return pair
-    (x, y), other = pair.shift_xy, {"first": pair.second, "second": pair.first}
-    return pair._replace(**other, shift_xy=(-x, -y))
 
 
 def _words(pair: Pair) -> str:
