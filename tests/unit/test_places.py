@@ -12,6 +12,7 @@ from lucidetr.cli.data import run
 from lucidetr.data import doctor, places
 from lucidetr.data.dataset import open_dataset
 from lucidetr.data.doctor import diagnose, summary_table
+from lucidetr.data.doctor_page import write_page
 from lucidetr.data.export import divide
 from lucidetr.data.places import LONG, Agreement, Twice, View, agreement, find_pairs, shared_places, small_copy
 from lucidetr.data.raw import Box, Picture, Raw
@@ -222,6 +223,11 @@ def test_the_doctor_says_what_two_splits_share_of_the_split_that_is_measured(tmp
         report
     )
     assert report.to_dict()["labelled_twice"]["categories"]["cell"]["labels"] == 6
+    write_page(report, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "3 pairs of pictures show one place." in page
+    assert '<td class="number">6</td><td class="number">100 %</td>' in page
+    assert f"and what it looks like, {train.name}" in page
     unseen = diagnose(folder, places="off")
     assert unseen.twice is None
     assert not [finding for finding in unseen.findings if finding.kind == "splits-share-place"]
