@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from PIL import Image, ImageDraw
 
 from lucidetr.cli.data import run
 from lucidetr.data import doctor, places
+from lucidetr.data.agreement import Agreement, Twice, agreement
 from lucidetr.data.dataset import open_dataset
 from lucidetr.data.doctor import diagnose, summary_table
 from lucidetr.data.doctor_page import write_page
-from lucidetr.data.export import divide
-from lucidetr.data.places import LONG, Agreement, Twice, View, agreement, find_pairs, shared_places, small_copy
+from lucidetr.data.export import divide, open_splits, places_of
+from lucidetr.data.places import LONG, View, find_pairs, shared_places, small_copy
 from lucidetr.data.raw import Box, Picture, Raw
 from lucidetr.errors import InputError
 
@@ -174,19 +176,31 @@ def test_what_both_cannot_see_whole_is_no_label_made_twice(box):
     assert two_labellings([[100, 60, 40, 40]], []) == Agreement(1, alone, {"cell": alone})
 
 
-def test_what_moves_before_a_camera_that_stands_is_not_labelled_twice():
-    raw, still = Raw("train"), np.asarray(blobs(5, 40))
-    images = []
-    for x in (20, 120, 220):
-        image = Image.fromarray(still.copy())
-        ImageDraw.Draw(image).rectangle([x, 90, x + 60, 130], fill=255)
-        ImageDraw.Draw(image).rectangle([x + 10, 100, x + 25, 120], fill=0)
-        images.append(image)
-    seen = views(images, raw)
-    raw.boxes = [Box(f"{i}", i, "car", [20 + 100 * i, 90, 60, 40]) for i in range(3)]
-    pairs = find_pairs(seen)
-    assert np.allclose([pair.shift_xy for pair in pairs], np.zeros((3, 2)), atol=0.1)
-    assert agreement(pairs) is None
+def test_a_label_whose_partner_just_fails_is_not_alone():
+    """The label in the first picture lies whole in what both see, the one in the second reaches two pixels too far."""
+    assert two_labellings([[100, 180, 60, 53]], [[40, 140, 60, 59]]) is None
+    alone = two_labellings([[100, 180, 60, 53]], [[140, 40, 20, 20]])
+    assert alone is not None
+    assert (alone.together.labels, alone.together.paired) == (2, 0.0)
+
+
+def test_what_has_moved_itself_and_what_stands_still_is_not_labelled_twice():
+    scan, size = blobs(5, 60, 900, 700), (60, 40)
+    for moves, labels in ((40, 0), (0, 2)):  # a car that drove on; one that stands, seen by a camera that has turned
+        raw, images = Raw("train"), []
+        for x, car in ((100, 200), (130, 200 + moves)):
+            image = cut(scan, x, 100)
+            left = car - x
+            ImageDraw.Draw(image).rectangle([left, 90, left + size[0], 90 + size[1]], fill=255)
+            ImageDraw.Draw(image).rectangle([left + 10, 100, left + 25, 120], fill=0)
+            raw.boxes.append(Box(f"{x}", len(images), "car", [left, 90, *size]))
+            images.append(image)
+        found = agreement(find_pairs(views(images, raw)))
+        assert (found.together.labels if found else 0) == labels
+    raw = Raw("train", boxes=[Box("0", 0, "car", [50, 60, 40, 40]), Box("1", 1, "car", [50, 60, 40, 40])])
+    pairs = find_pairs(views([cut(scan, 100, 100)] * 2, raw))
+    assert len(pairs) == 1
+    assert agreement(pairs) is None  # a copy: its labels may be copied, too
 
 
 def scan_in_splits(folder: Path) -> Path:
@@ -214,8 +228,8 @@ def test_the_doctor_says_what_two_splits_share_of_the_split_that_is_measured(tmp
     said = sorted(finding.text for finding in report.findings if finding.kind == "splits-share-place")
     test, train, val = (folder / split / f"{split}1.png" for split in ("test", "train", "val"))
     assert said == [
-        f"{test} (test) looks like {train} (train) moved by 80 and 0 pixels, 75% of it one place: {PUT}",
-        f"{val} (val) looks like {train} (train) moved by 80 and -120 pixels, 38% of it one place: {PUT}",
+        f"{test} (test) looks like {train} (train) moved 80 pixels to the right and 0 down, 75% of it one place: {PUT}",
+        f"{val} (val) looks like {train} (train) moved 80 pixels to the right and 120 up, 38% of it one place: {PUT}",
     ]
     assert report.twice is not None
     assert (report.twice.pairs, report.twice.together.labels, report.twice.together.paired) == (3, 6, 1.0)
@@ -237,12 +251,17 @@ def test_the_doctor_says_what_two_splits_share_of_the_split_that_is_measured(tmp
 
 
 def test_before_a_camera_that_stands_not_every_two_pictures_are_looked_at(monkeypatch):
-    """Each picture is tied to the two before it, so all are of one place still."""
+    """Each picture is tied to two before it, and to those that no other ties to it."""
     monkeypatch.setattr(places, "MOST_PARTNERS", 2)
     random, still = np.random.default_rng(0), np.asarray(blobs(5, 40), dtype=float)
     noisy = [still + random.normal(0, 3, still.shape) for _ in range(7)]
     pairs = find_pairs(views([Image.fromarray(each.clip(0, 255).astype(np.uint8)) for each in noisy]))
     assert Counter(pair.second.number for pair in pairs) == {1: 1, 2: 2, 3: 2, 4: 2, 5: 2, 6: 2}
+    scan = blobs(7, 80, 1000, 700)
+    cuts = [*[cut(scan, 100, 100 + 2 * i) for i in range(5)], cut(scan, 460, 100), cut(scan, 280, 100)]
+    pairs = find_pairs(views(cuts))
+    assert (5, 6) in {(pair.first.number, pair.second.number) for pair in pairs}
+    assert Counter(pair.second.number for pair in pairs)[6] == 3
 
 
 def test_a_place_within_one_split_is_no_finding():
@@ -286,11 +305,43 @@ def test_a_division_without_common_places_is_what_it_was():
     ]
 
 
+def test_copies_stay_together_whatever_they_show(tmp_path):
+    """Plain pages, of which pairs are not sought, lie there twice; so do pictures too small to compare."""
+    whole = open_splits(str(unsplit(tmp_path / "source", 9)))["train"]
+    drawn = [page(np.random.default_rng(i // 2)) for i in range(6)] + [blobs(i // 2, 5, 20, 12) for i in range(3)]
+    for number, image in enumerate(drawn, 1):
+        image.convert("RGB").save(tmp_path / "source" / "images" / f"{number}.png")
+    sizes = [image.size[::-1] for image in drawn]
+    whole = replace(whole, annotations=replace(whole.annotations, sizes=np.array(sizes)))
+    assert places_of(whole).tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8]
+
+
+@pytest.mark.parametrize(("count", "val", "test"), [(10, 0.05, 0.05), (5, 0.1, 0.1), (20, 0.05, 0.02)])
+def test_no_part_of_a_division_is_empty(count, val, test):
+    dataset = open_dataset(f"generated:digits?train={count}&size=64", "train")
+    for known in (None, np.arange(count)):
+        said = rf"{count} pictures of {count} places leave none for (val|test); give larger"
+        with pytest.raises(InputError, match=said):
+            divide(dataset, val, test, seed=0, places=known)
+
+
+def test_a_pair_that_moved_is_told_of_though_its_fingerprint_is_that_of_a_plain_picture(tmp_path):
+    """Left to right both get brighter, so that all 64 bits of their fingerprints are ones."""
+    random = np.random.default_rng(0)
+    scan = np.linspace(0, 200, 900)[None] + random.normal(0, 12, (700, 900))
+    scan = Image.fromarray(scan.clip(0, 255).astype(np.uint8)).resize((1800, 1400), Image.Resampling.BICUBIC)
+    folder = scan_in_splits(tmp_path / "scan")
+    cut(scan, 600, 500).save(folder / "train" / "train1.png")
+    cut(scan, 670, 500).save(folder / "val" / "val1.png")
+    kinds = [finding.kind for finding in diagnose(folder).findings if "looks like" in finding.text]
+    assert kinds == ["splits-share-place"]
+
+
 def test_one_place_cannot_be_divided(tmp_path, monkeypatch, capsys):
     source = unsplit(tmp_path / "source", 3)
-    with pytest.raises(InputError, match=r"its 3 pictures show 1 places, and none was left for train; .*--places off"):
+    with pytest.raises(InputError, match=r"3 pictures of 1 place leave none for train; .*--places off"):
         run(["split", str(source), str(tmp_path / "parts")])
-    with pytest.raises(InputError, match="none was left for train and val"):
+    with pytest.raises(InputError, match="leave none for train and val"):
         run(["split", str(source), str(tmp_path / "parts"), "--test", "0.4"])
     assert not (tmp_path / "parts").exists()
     monkeypatch.setattr(places, "MOST_COMPARED", 2)
@@ -300,7 +351,7 @@ def test_one_place_cannot_be_divided(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason=f"BCCD is not at {BCCD}")
 def test_bccd_shows_forty_three_places_twice():
-    """All 43 were looked at by eye. A quarter of the labels there have no partner, the others are a bit off."""
+    """All 43 were looked at by eye. A fifth of the labels there have no partner, the others are a bit off."""
     report = diagnose(BCCD)
     said = [finding.text for finding in report.findings if finding.kind == "splits-share-place"]
     assert len({text.split()[0] for text in said}) == len(said) == 22
@@ -308,5 +359,5 @@ def test_bccd_shows_forty_three_places_twice():
     assert sum("(test) looks like" in text and "(train)" in text for text in said) == 9
     assert report.twice is not None
     assert report.twice.pairs == 43
-    assert report.twice.together.paired == pytest.approx(0.75, abs=0.02)
+    assert report.twice.together.paired == pytest.approx(0.79, abs=0.01)
     assert report.twice.together.iou == pytest.approx(0.82, abs=0.01)

@@ -19,7 +19,7 @@ AUGMENTED, VERSIONS = 4, 5  # pictures of a sheet, and how often each
 
 HELP = """\
 lucidetr data convert SOURCE FOLDER --to coco|yolo|voc   any data set, generated ones too, as a new folder
-lucidetr data split SOURCE FOLDER --val 0.2 --test 0.1   a set without splits, divided at random, places kept whole
+lucidetr data split SOURCE FOLDER --val 0.2 --test 0.1   a set without splits, divided at random; see its --help
 lucidetr data sample SOURCE SHEET.png                    a sheet of pictures with their boxes
 lucidetr data augment [RECIPE] --data SOURCE --out SHEET.png
                                                          pictures as a run's first epochs see them; any setting of train
@@ -51,7 +51,10 @@ class Split:
     """Share of the images for the test."""
     seed: int = 0
     places: Literal["auto", "all", "off"] = "auto"
-    """Keep pictures that show one place in one part; auto: up to 1,000 pictures, of which every two are compared."""
+    """Keep pictures that show one place in one part; every two of one size are compared; auto: up to 1,000 pictures.
+
+    off: for pictures of many like things in one setting, as before a camera that stands still.
+    """
     to: Literal["coco", "yolo", "voc"] = "coco"
     bad_boxes: Literal["refuse", "drop"] = "refuse"
 

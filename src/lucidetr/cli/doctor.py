@@ -31,7 +31,7 @@ class Options:
     html: str = ""
     """Write numbers, findings and the worst pictures as one page into this file."""
     places: Literal["auto", "all", "off"] = "auto"
-    """Compare every two pictures, to find those that show one place; auto: up to 1,000 pictures."""
+    """Compare every two pictures of one size, to find those that show one place; auto: up to 1,000 pictures."""
     all: bool = False
     """Print every finding, not only the first few of each kind."""
 

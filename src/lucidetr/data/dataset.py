@@ -257,7 +257,9 @@ def set_aside(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Da
 def held_out(
     number: int, fraction: float, seed: int, places: Int[np.ndarray, " image"] | None = None
 ) -> Int[np.ndarray, " chosen"]:
-    """Choose a share of so many pictures at random, at least one and never all; those of one place go together.
+    """Choose a share of two or more pictures at random, at least one; those of one place go together.
+
+    Never all of them are chosen, unless all show one place.
 
     >>> held_out(6, 0.4, seed=1, places=np.array([0, 0, 0, 1, 1, 2])).tolist()
     [3, 4]

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lucidetr.data.agreement import Agreement
 from lucidetr.data.examine import examine
-from lucidetr.data.places import Agreement, compares
+from lucidetr.data.places import compares
 from lucidetr.data.raw import Finding, Raw, read_raw
 from lucidetr.data.sums import compare
 
@@ -54,6 +55,7 @@ class Report:
             "data": self.data,
             "format": self.format,
             "splits": [asdict(split) for split in self.splits],
+            "places_compared": self.places,
             "labelled_twice": asdict(self.twice) if self.twice else None,
             "findings": [finding._asdict() for finding in self.findings],
         }
@@ -113,7 +115,9 @@ def summary_table(report: Report) -> str:
     if report.twice:
         lines += _labelled_twice(report.twice)
     if not report.places:
-        lines.append("pictures of one place: not looked for (--places all compares every two pictures)")
+        lines.append(
+            "pictures of one place: not looked for (--places all compares every two of one size, which takes long)"
+        )
     return "\n".join(lines)
 
 

@@ -4,7 +4,8 @@ import hashlib
 import math
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from lucidetr.data.agreement import Agreement, agreement
 from lucidetr.data.decoding import DAMAGED, EXIF_ORIENTATION, MAX_PIXELS, TURNED, refuse_by_header, upright_sides
 from lucidetr.data.faults import EDGE_TOLERANCE, listing
-from lucidetr.data.places import Agreement, View, agreement, find_pairs, rank, shared_places, small_copy
+from lucidetr.data.places import View, find_pairs, paths, rank, shared_places, small_copy
 from lucidetr.data.raw import Finding, Picture, Raw
 from lucidetr.errors import InputError, unreadable
 
@@ -34,9 +36,14 @@ class Look(NamedTuple):
     size: tuple[int, int]  # width and height, upright
     small: UInt8[np.ndarray, "height width"] | None = None
 
-    def resembles(self, other: "Look") -> bool:
-        """Say whether another picture is the same file, or looks nearly the same."""
-        return self.digest == other.digest or (self.bits ^ other.bits).bit_count() <= NEAR
+
+class Twins(NamedTuple):
+    """Hold two pictures of two splits that look nearly the same."""
+
+    split: str
+    path: Path
+    other_split: str
+    other: Path
 
 
 class Examined(NamedTuple):
@@ -64,10 +71,12 @@ def examine(raws: Sequence[Raw], num_queries: int = 0, places: bool = True) -> E
         _boxes(raw)
         _counts(raw, num_queries)
     pairs = find_pairs(sorted(views.values(), key=lambda view: rank(view.raw.split)))
-    everywhere = {path: look for split in looks.values() for path, look in split.items()}
-    new = [pair for pair in pairs if not everywhere[pair.first.path].resembles(everywhere[pair.second.path])]
+    twins = near_twins(looks)
+    digest = {path: look.digest for split in looks.values() for path, look in split.items()}
+    told = {frozenset((each.path, each.other)) for each in twins}  # and the same file twice is told of in any case
+    new = [pair for pair in pairs if len({digest[path] for path in paths(pair)}) == 2 and paths(pair) not in told]
     findings = [finding for raw in raws for finding in raw.findings]
-    return Examined(findings + between(raws, looks) + shared_places(new), agreement(pairs))
+    return Examined(findings + between(raws, looks, twins) + shared_places(new), agreement(pairs))
 
 
 def _names(raw: Raw) -> None:
@@ -250,10 +259,13 @@ def _counts(raw: Raw, num_queries: int) -> None:
             raw.warn("few-images", f"train: {len(raw.pictures)} pictures; expect little without --weights")
 
 
-def between(raws: Sequence[Raw], looks: dict[str, dict[Path, Look]]) -> list[Finding]:
+def between(raws: Sequence[Raw], looks: dict[str, dict[Path, Look]], twins: Sequence[Twins]) -> list[Finding]:
     """Find pictures that are there more than once, and splits that do not fit together."""
     splits = [raw.split for raw in raws]
-    found = _copies(looks)
+    found = list(_copies(looks))
+    for split, path, other_split, other in twins:
+        text = f"{path} ({split}) looks like {other} ({other_split}): frames of one film, or a copy?"
+        found.append(Finding("splits-look-alike", "warning", text))
     if "train" in splits and "val" not in splits:
         text = "no validation split: a fifth of the training pictures will be set aside at random (lucidetr data split)"
         found.append(Finding("no-validation", "warning", text))
@@ -283,28 +295,31 @@ def categories_of(raw: Raw) -> list[str]:
     return sorted(name if number is None else f"{number} {name}" for number, name in named)
 
 
-def _copies(looks: dict[str, dict[Path, Look]]) -> list[Finding]:
-    """Find pictures that are there twice: the same bytes, or, over splits, nearly the same look."""
-    found, owner = [], {}
+def _copies(looks: dict[str, dict[Path, Look]]) -> Iterator[Finding]:
+    """Yield pictures that are there twice, byte for byte."""
+    owner: dict[str, tuple[str, Path]] = {}
     for split, pictures in looks.items():
-        for path, (digest, *_) in pictures.items():
-            if digest not in owner:
-                owner[digest] = (split, path)
+        for path, look in pictures.items():
+            other, first = owner.setdefault(look.digest, (split, path))
+            if (other, first) == (split, path):
                 continue
-            other, first = owner[digest]
             if other == split:
-                found.append(Finding("image-twice", "warning", f"{path} is the same picture as {first}; keep one"))
+                yield Finding("image-twice", "warning", f"{path} is the same picture as {first}; keep one")
             else:
                 text = f"{path} ({split}) is the same picture as {first} ({other}): results on {split} mean little"
-                found.append(Finding("splits-share-image", "error", f"{text}; delete it from one of them"))
-    names = list(looks)
-    for number, split in enumerate(names):
-        for other in names[number + 1 :]:
-            found += _look_alikes(split, looks[split], other, looks[other])
-    return found
+                yield Finding("splits-share-image", "error", f"{text}; delete it from one of them")
 
 
-def _look_alikes(split: str, mine: dict[Path, Look], other: str, theirs: dict[Path, Look]) -> Iterable[Finding]:
+def near_twins(looks: dict[str, dict[Path, Look]]) -> list[Twins]:
+    """Return for each picture that of each later split with the nearest fingerprint, if they are not the same file."""
+    return [
+        Twins(split, path, other_split, other)
+        for (split, mine), (other_split, theirs) in combinations(looks.items(), 2)
+        for path, other in _look_alikes(mine, theirs)
+    ]
+
+
+def _look_alikes(mine: dict[Path, Look], theirs: dict[Path, Look]) -> Iterator[tuple[Path, Path]]:
     """Yield pairs of pictures of two splits that look the same but are not the same file."""
     if not mine or not theirs:
         return
@@ -315,5 +330,4 @@ def _look_alikes(split: str, mine: dict[Path, Look], other: str, theirs: dict[Pa
         nearest = int(apart.argmin())
         plain = bits.bit_count() in (0, 64)  # one colour all over: every such picture looks the same
         if apart[nearest] <= NEAR and digests[nearest] != digest and not plain:
-            text = f"{path} ({split}) looks like {paths[nearest]} ({other}): frames of one film, or a copy?"
-            yield Finding("splits-look-alike", "warning", text)
+            yield path, paths[nearest]

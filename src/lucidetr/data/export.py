@@ -1,5 +1,6 @@
 """Any data set written as a new folder in COCO's, YOLO's or Pascal VOC's form; the source is only read."""
 
+import hashlib
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
@@ -9,13 +10,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from lucidetr.data import digits
 from lucidetr.data.coco import write_coco
 from lucidetr.data.dataset import Dataset, held_out, open_dataset, refuse_other_categories
-from lucidetr.data.places import View, find_pairs, small_copy
+from lucidetr.data.places import Links, View, find_pairs, small_copy
 from lucidetr.data.raw import Raw
 from lucidetr.data.splits import find_splits
 from lucidetr.data.yolo import label_file
@@ -46,24 +45,33 @@ def divide(
     if test:
         first = held_out(len(held), test / (val + test), seed, None if places is None else places[held])
         parts |= {"val": np.delete(held, first), "test": held[first]}
-    if places is not None and (empty := [split for split, indices in parts.items() if not len(indices)]):
+    if empty := [split for split, indices in parts.items() if not len(indices)]:
+        number = len(dataset) if places is None else len(np.unique(places))
         raise InputError(
-            f"{dataset.name}: its {len(dataset)} pictures show {len(np.unique(places))} places, and none was left for "
-            f"{' and '.join(empty)}; try another --seed or other shares, give more pictures, or --places off"
+            f"{dataset.name}: {len(dataset)} pictures of {number} place{'s' * (number != 1)} leave none for "
+            f"{' and '.join(empty)}; give larger shares, another --seed or more pictures"
+            + (", or --places off" if number < len(dataset) else "")
         )
     return {split: dataset.subset(indices, f"{dataset.name}, {split}") for split, indices in parts.items()}
 
 
 def places_of(dataset: Dataset) -> Int[np.ndarray, " image"]:
-    """Return a number for each picture, the same for those that show one place; every two are compared."""
-    whole, views = Raw("train"), []
+    """Return a number for each picture, the same for those that show one place, and for copies.
+
+    Every two of one size are compared. A picture that cannot be decoded is an InputError.
+    """
+    whole, views, copies = Raw("train"), [], []
+    copy_of: dict[tuple, int] = {}
     for number in range(len(dataset)):
         image = Image.fromarray(dataset.decoded(number).permute(1, 2, 0).numpy())
         views.append(View(whole, number, image.size, small_copy(image)))
-    links = [(pair.first.number, pair.second.number) for pair in find_pairs(views)]
-    rows, columns = np.array(links, dtype=int).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(links)), (rows, columns)), shape=(len(views), len(views)))
-    return connected_components(graph, directed=False)[1]
+        copies.append(copy_of.setdefault((image.size, hashlib.sha256(image.tobytes()).digest()), number))
+    links = Links(len(views))
+    for pair in find_pairs(views):
+        links.join(pair.first.number, pair.second.number)
+    for number, first in enumerate(copies):  # one without details, which pairs leave out, may still be there twice
+        links.join(number, first)
+    return np.array([links.root(number) for number in range(len(views))])
 
 
 def write_splits(splits: Mapping[str, Dataset], folder: Path, form: Format) -> dict[str, int]:

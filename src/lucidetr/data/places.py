@@ -1,15 +1,13 @@
 """Pictures that show one place from two positions: tiles of one scan, views through a microscope, frames of a film.
 
-Where two splits share a place, what was learned by heart counts as found. Where the objects of one place were labelled
-twice, the two sets of labels tell how well a detector can do by these labels at all. Pairs are found by normalised
+Where two splits share a place, what was learned by heart counts as found. Pairs are found by normalised
 cross-correlation (Lewis 1995, "Fast normalized cross-correlation") of small grey copies: shifts alone, neither turns
-nor zooms, between pictures of one size.
+nor zooms, between pictures of one size that have enough details to be told apart.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lucidetr.boxes import iou
 from lucidetr.data.decoding import to_rgb, turned_as
-from lucidetr.data.raw import Box, Finding, Raw
+from lucidetr.data.raw import Finding, Raw
 
 LONG = 128  # pixels of the longer side of a small copy
+SHORTEST = 16  # and of the shorter one, at least
 SMALLEST = 0.15  # share of a picture that two must have in common
 ALIKE = 0.75  # correlation from which on two show one place
 ROUGH = 0.65  # times as much at half that size makes a candidate,
@@ -33,13 +30,9 @@ NEARLY = 0.75  # and times as much at the full size before the shift is exact
 CHANCE = 1.25  # times the largest correlation that chance brings about among so many pairs
 BLOCKS, SPREAD = 6, 12  # of 6 × 6 blocks of what both see, so many must agree: one shape on a plain page is no place
 BLOCK = 64  # pictures that one is compared with at a time
-MARGIN = 0.01  # of the longer side: objects nearer to an edge of what both see may be cut
-PATCH = 8  # pixels of a small copy, at least, in which an object must look the same,
-SAME = 0.85  # that is have this correlation
-MOST_COMPARED = 1000  # pictures, of which every two are compared unless that is asked for or forbidden: 20 seconds
-MOST_PARTNERS = 20  # of a picture: before a camera that stands still all pictures show one place
+MOST_COMPARED = 1000  # pictures: of more, every two are compared only if that is asked for
+MOST_PARTNERS = 20  # of a picture that are written down: before a camera that stands, all pictures show one place
 ORDER = {"train": 0, "val": 1, "test": 2}
-IOUS = tuple(step / 100 for step in range(50, 100, 5))  # COCO's
 
 
 class View(NamedTuple):
@@ -63,27 +56,6 @@ class Pair(NamedTuple):
     second: View
     shift_xy: tuple[float, float]  # in pixels
     share: float  # of each of them that both see
-    alike: float  # correlation there, 1: the same
-
-
-@dataclass(frozen=True)
-class Twice:
-    """Hold how two labellings of the same objects agree."""
-
-    labels: int  # of both labellings, where both could see the object whole
-    paired: float  # share of them with a partner of their category in the other, at an IoU of at least 0.5
-    iou: float | None  # mean over the partners, None where there are none
-    within: float | None  # mean over COCO's ten IoUs of the share of partners that agree so well
-    ideal: float | None  # and of the share of labels that boxes without any error would meet so well
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Hold how far labels agree in pairs of pictures that show one place."""
-
-    pairs: int
-    together: Twice
-    categories: dict[str, Twice]
 
 
 def compares(pictures: int, places: Literal["auto", "all", "off"]) -> bool:
@@ -100,7 +72,10 @@ def small_copy(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
 
 
 def find_pairs(views: Sequence[View]) -> list[Pair]:
-    """Return the pairs that show one place: each picture with those before it, until MOST_PARTNERS are found."""
+    """Return pairs that show one place, so many that they link all pictures of it.
+
+    Each picture is compared with those before it; once it has MOST_PARTNERS, only with those that are not linked to it.
+    """
     groups: dict[tuple, list[View]] = defaultdict(list)
     for view in views:
         groups[view.size].append(view)
@@ -110,14 +85,14 @@ def find_pairs(views: Sequence[View]) -> list[Pair]:
 
 def _pairs_of_one_size(views: Sequence[View], num_pairs: int) -> Iterator[Pair]:
     """Yield the pairs among pictures of one size: at first by shifting all at half size, then by a closer look."""
-    if len(views) < 2 or min(views[0].small.shape) < 2 * PATCH:
+    if len(views) < 2 or min(views[0].small.shape) < SHORTEST:
         return
     small = torch.from_numpy(np.stack([view.small for view in views])).float()
     fine, independent = details_of(small, 15), num_details(small)
     scale = max(views[0].size) / max(views[0].small.shape)
-    partners: Counter[int] = Counter()
+    partners, links = Counter[int](), Links(len(views))
     for first, second, (dx, dy), rough in _candidates(details_of(F.avg_pool2d(small[:, None], 2)[:, 0], 5)):
-        if partners[second] == MOST_PARTNERS:
+        if partners[second] >= MOST_PARTNERS and links.root(first) == links.root(second):
             continue
         both = seen_by_both(fine[first], fine[second], (2 * dx, 2 * dy))
         share = both[0].numel() / fine[first].numel()
@@ -136,7 +111,34 @@ def _pairs_of_one_size(views: Sequence[View], num_pairs: int) -> Iterator[Pair]:
             y = dy + _vertex(found.get((dx, dy - 1)), alike, found.get((dx, dy + 1)))
             share = both[0].numel() / fine[first].numel()
             partners[second] += 1
-            yield Pair(views[first], views[second], (x * scale, y * scale), share, alike)
+            links.join(first, second)
+            yield Pair(views[first], views[second], (x * scale, y * scale), share)
+
+
+class Links:
+    """Hold which of so many things are linked, directly or by way of others (union-find, Tarjan 1975).
+
+    >>> links = Links(4)
+    >>> links.join(0, 2), links.join(2, 3)
+    (None, None)
+    >>> [links.root(each) for each in range(4)]
+    [0, 1, 0, 0]
+    """
+
+    def __init__(self, number: int) -> None:
+        """Begin with nothing linked."""
+        self.above = list(range(number))
+
+    def root(self, each: int) -> int:
+        """Return what stands for all that are linked to one."""
+        while self.above[each] != each:
+            self.above[each] = each = self.above[self.above[each]]
+        return each
+
+    def join(self, first: int, second: int) -> None:
+        """Link two."""
+        first, second = self.root(first), self.root(second)
+        self.above[max(first, second)] = min(first, second)
 
 
 def _by_chance(independent: float, num_pairs: int) -> float:
@@ -231,15 +233,20 @@ def _vertex(before: float | None, here: float, behind: float | None) -> float:
     return min(0.5, max(-0.5, 0.5 * (before - behind) / bend))
 
 
+def paths(pair: Pair) -> frozenset[Path]:
+    """Return the two files of a pair."""
+    return frozenset((pair.first.path, pair.second.path))
+
+
 def rank(split: str) -> int:
     """Return where a split stands among the others: what is trained on, then what chooses the model, then the test."""
     return ORDER.get(split, 0)
 
 
 def shared_places(pairs: Sequence[Pair]) -> list[Finding]:
-    """Return what two splits share: for each picture, that one of the first split before its own that shows most of it.
+    """Return what two splits share: for each picture that of an earlier split, training first, with most in common.
 
-    The first of each pair is of the same split or one before it.
+    The first of each pair is of the same split or of an earlier one.
     """
     best: dict[Path, Pair] = {}
     for pair in sorted(pairs, key=lambda each: (rank(each.first.raw.split), -each.share)):
@@ -251,88 +258,8 @@ def shared_places(pairs: Sequence[Pair]) -> list[Finding]:
 def _words(pair: Pair) -> str:
     first, second, (x, y) = pair.first, pair.second, pair.shift_xy
     text = f"{second.path} ({second.raw.split}) looks like {first.path} ({first.raw.split})"
-    moved = f"moved by {round(-x)} and {round(-y)} pixels, {pair.share:.0%} of it one place"
-    return f"{text} {moved}: put both into one split"
-
-
-def agreement(pairs: Sequence[Pair]) -> Agreement | None:
-    """Return how far labels agree where a place was labelled twice; None where none was.
-
-    An object counts if both pictures show the whole of it and it looks the same in both, so that what has moved before
-    a camera that stands still is left out.
-    """
-    labels: dict[str, int] = defaultdict(int)
-    ious: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    boxes = _boxes_of(pairs)
-    for pair in pairs:
-        first, second = (
-            [(name, xyxy) for name, xyxy in _moved(boxes[_key(view)], shift) if _same_in_both(pair, xyxy)]
-            for view, shift in ((pair.first, (0.0, 0.0)), (pair.second, pair.shift_xy))
-        )
-        for name, _ in (*first, *second):
-            labels[name] += 1
-        for name in {name for name, _ in first} & {name for name, _ in second}:
-            mine, other = (torch.tensor([xyxy for each, xyxy in side if each == name]) for side in (first, second))
-            overlaps = iou(mine[:, None], other[None])
-            i, j = map(torch.from_numpy, linear_sum_assignment(overlaps.numpy(), maximize=True))
-            # two labels with independent errors are √2 times as far apart as one of them from the truth
-            true = mine[i] + (other[j] - mine[i]) / math.sqrt(2)
-            both = zip(overlaps[i, j].tolist(), iou(mine[i], true).tolist(), strict=True)
-            ious[name] += [each for each in both if each[0] >= IOUS[0]]
-    if not labels:
-        return None
-    categories = {name: _twice(labels[name], ious[name]) for name in sorted(labels)}
-    return Agreement(
-        len(pairs), _twice(sum(labels.values()), [each for own in ious.values() for each in own]), categories
+    across, down = (
+        f"{abs(x):.0f} pixels to the {'left' if x > 0 else 'right'}",
+        f"{abs(y):.0f} {'up' if y > 0 else 'down'}",
     )
-
-
-def _twice(labels: int, ious: Sequence[tuple[float, float]]) -> Twice:
-    """Return the numbers of one category, from the IoU of each two partners and that of one with the likely truth.
-
-    >>> _twice(5, [(0.5, 0.6), (0.75, 0.8)])
-    Twice(labels=5, paired=0.8, iou=0.625, within=0.35, ideal=0.5)
-    """
-    if not ious:
-        return Twice(labels, 0.0, None, None, None)
-    within, ideal = np.mean([[np.greater_equal(each, least) for least in IOUS] for each in ious], axis=(0, 1)).tolist()
-    return Twice(labels, 2 * len(ious) / labels, float(np.mean(ious, axis=0)[0]), within, ideal)
-
-
-def _boxes_of(pairs: Sequence[Pair]) -> dict[tuple[int, int], list[Box]]:
-    """Return the objects of every picture that is in a pair; neither regions to be ignored nor what is no box."""
-    boxes: dict[tuple[int, int], list[Box]] = {_key(view): [] for pair in pairs for view in pair[:2]}
-    for raw in {id(view.raw): view.raw for pair in pairs for view in pair[:2]}.values():
-        for box in raw.boxes:
-            sound = all(map(math.isfinite, box.box_xywh)) and min(box.box_xywh[2:]) > 0
-            if (id(raw), box.picture) in boxes and sound and not box.crowd:
-                boxes[id(raw), box.picture].append(box)
-    return boxes
-
-
-def _key(view: View) -> tuple[int, int]:
-    return id(view.raw), view.number
-
-
-def _moved(boxes: Sequence[Box], shift_xy: tuple[float, float]) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Yield the name of each object and its corners after a shift."""
-    for box in boxes:
-        left, top = box.box_xywh[0] + shift_xy[0], box.box_xywh[1] + shift_xy[1]
-        yield box.name, (left, top, left + box.box_xywh[2], top + box.box_xywh[3])
-
-
-def _same_in_both(pair: Pair, box_xyxy: Sequence[float]) -> bool:
-    """Say whether both pictures show the whole of a box, which lies in the first one's pixels, and the same in it."""
-    size, shape = np.array(pair.first.size), np.array(pair.first.small.shape[::-1])
-    corners, shift = np.array(box_xyxy).reshape(2, 2), np.array(pair.shift_xy)
-    margin = MARGIN * size.max()
-    if (corners[0] < np.maximum(0, shift) + margin).any() or (corners[1] > size + np.minimum(0, shift) - margin).any():
-        return False
-    scale = shape.max() / size.max()
-    steps = (shift * scale).round().astype(int)
-    mine, other = (torch.tensor(view.small).float() for view in (pair.first, pair.second))
-    both = seen_by_both(mine, other, (int(steps[0]), int(steps[1])))
-    wide = max(PATCH, (corners[1] - corners[0]).max() * scale) / 2
-    middle = corners.mean(0) * scale - np.maximum(0, steps)
-    (left, top), (right, bottom) = np.maximum(0, middle - wide).astype(int), np.ceil(middle + wide).astype(int)
-    return correlation(*(part[top:bottom, left:right] for part in both)) >= SAME
+    return f"{text} moved {across} and {down}, {pair.share:.0%} of it one place: put both into one split"
