@@ -44,7 +44,7 @@ def measure(config: TrainConfig) -> Size:
     return _measure(TrainConfig(model=config.model, loss=config.loss, images=config.images, freeze=config.freeze))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)  # the ladder has 62 models, at several sides
 def _measure(config: TrainConfig) -> Size:
     counter, sizes = count_operations(config)
     frozen = sum(size for name, size in sizes.items() if any(name.startswith(f"{part}.") for part in config.freeze))
