@@ -118,9 +118,9 @@ def signals(folder: Path, seed: int, number: int) -> Counter[str]:
     return Counter(PHASES[i % len(PHASES)] for i in range(number))
 
 
-SIZES = [(0, 2), pytest.param(1, 24, marks=pytest.mark.slow), pytest.param(2, 200, marks=pytest.mark.record)]
+SIZES = [(0, 2), pytest.param(1, 12, marks=pytest.mark.slow), pytest.param(2, 200, marks=pytest.mark.record)]
 
 
-@pytest.mark.parametrize(("seed", "number"), SIZES, ids=["2", "24", "200"])
+@pytest.mark.parametrize(("seed", "number"), SIZES, ids=["2", "12", "200"])
 def test_a_run_ends_and_goes_on_after_a_signal_in_every_phase(tmp_path, seed, number):
     assert signals(tmp_path, seed, number).total() == number
