@@ -60,17 +60,15 @@ def places_of(dataset: Dataset) -> Int[np.ndarray, " image"]:
 
     Every two of one size are compared. A picture that cannot be decoded is an InputError.
     """
-    whole, views, copies = Raw("train"), [], []
+    whole, views, links = Raw("train"), [], Links(len(dataset))
     copy_of: dict[tuple, int] = {}
     for number in range(len(dataset)):
         image = Image.fromarray(dataset.decoded(number).permute(1, 2, 0).numpy())
         views.append(View(whole, number, image.size, small_copy(image)))
-        copies.append(copy_of.setdefault((image.size, hashlib.sha256(image.tobytes()).digest()), number))
-    links = Links(len(views))
+        # a copy of a picture without details, which pairs leave out
+        links.join(number, copy_of.setdefault((image.size, hashlib.sha256(image.tobytes()).digest()), number))
     for pair in find_pairs(views):
         links.join(pair.first.number, pair.second.number)
-    for number, first in enumerate(copies):  # one without details, which pairs leave out, may still be there twice
-        links.join(number, first)
     return np.array([links.root(number) for number in range(len(views))])
 
 

@@ -88,7 +88,8 @@ def _pairs_of_one_size(views: Sequence[View], num_pairs: int) -> Iterator[Pair]:
     if len(views) < 2 or min(views[0].small.shape) < SHORTEST:
         return
     small = torch.from_numpy(np.stack([view.small for view in views])).float()
-    fine, independent = details_of(small, 15), num_details(small)
+    fine = details_of(small, 15)
+    independent = num_details(fine)
     scale = max(views[0].size) / max(views[0].small.shape)
     partners, links = Counter[int](), Links(len(views))
     for first, second, (dx, dy), rough in _candidates(details_of(F.avg_pool2d(small[:, None], 2)[:, 0], 5)):
@@ -180,12 +181,12 @@ def details_of(pictures: Float[Tensor, "image height width"], window: int) -> Fl
     return details / details.std((1, 2), keepdim=True).clamp(min=1.0)  # less than a step of brightness is noise
 
 
-def num_details(pictures: Float[Tensor, "image height width"]) -> list[float]:
+def num_details(details: Float[Tensor, "image height width"]) -> list[float]:
     """Return how many details each picture has that are independent of each other: frequencies that share its power.
 
     The correlation of two unrelated pictures with n details has a standard deviation of about 1/√n.
     """
-    power = torch.fft.fft2(details_of(pictures, 15)).abs().square().flatten(1)
+    power = torch.fft.fft2(details).abs().square().flatten(1)
     return (power.sum(1).square() / power.square().sum(1).clamp(min=1e-9)).tolist()
 
 
